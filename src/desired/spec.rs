@@ -1,0 +1,86 @@
+use std::{net::IpAddr, path::PathBuf, sync::Arc};
+
+use ipnet::IpNet;
+
+use crate::model::{EndpointId, Mac, Name, Vni};
+
+/// One VXLAN segment of a network: a bridge and a VXLAN device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Its identifier.
+    pub vni: Vni,
+    /// UDP port of the tunnel.
+    pub port: u16,
+    /// This node's VTEP address.
+    pub local: IpAddr,
+    /// MTU of every device of the segment, in bytes.
+    pub mtu: u32,
+    /// The gateway addresses with their prefix lengths, held by the bridge on every node.
+    pub gateways: Vec<IpNet>,
+    /// The bridge's MAC address, the same on every node.
+    pub gateway_mac: Mac,
+}
+
+/// What a network is on this node, without its endpoints.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetworkSpec {
+    /// The network's name.
+    pub name: Name,
+    /// Its segments, ordered by VNI.
+    pub segments: Vec<Segment>,
+}
+
+impl NetworkSpec {
+    /// The segment with this VNI.
+    pub fn segment(&self, vni: Vni) -> Option<&Segment> {
+        self.segments.iter().find(|segment| segment.vni == vni)
+    }
+}
+
+/// An endpoint of this node that is to be wired into a namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalEndpoint {
+    /// The segment that it is on.
+    pub vni: Vni,
+    /// Its MAC address.
+    pub mac: Mac,
+    /// Its addresses with the prefix lengths of their subnets.
+    pub addresses: Vec<IpNet>,
+    /// Path of its network namespace.
+    pub netns: PathBuf,
+    /// Name of the interface in there.
+    pub ifname: String,
+}
+
+/// An endpoint behind another VTEP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RemoteEndpoint {
+    /// The segment that it is on.
+    pub vni: Vni,
+    /// Its MAC address.
+    pub mac: Mac,
+    /// Its addresses.
+    pub ips: Vec<IpAddr>,
+    /// The VTEP that it is behind.
+    pub vtep: IpAddr,
+}
+
+/// What an endpoint means on this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EndpointSpec {
+    /// It lives here and is wired up.
+    Local(LocalEndpoint),
+    /// It lives elsewhere.
+    Remote(RemoteEndpoint),
+}
+
+/// What changed in one network, from the store-wide stage to that network's engine.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Update {
+    /// The store's revision that this brings the network to.
+    pub revision: i64,
+    /// `None`: unchanged. `Some(None)`: the network is not to exist on this node. `Some(Some(_))`: new or changed.
+    pub spec: Option<Option<Arc<NetworkSpec>>>,
+    /// Endpoints that changed; `None` is one that is gone, or means nothing here.
+    pub endpoints: Vec<(EndpointId, Option<EndpointSpec>)>,
+}

@@ -1,0 +1,176 @@
+//! What the kernel holds, in the kernel's own terms, as the engine sees it.
+
+use std::{net::IpAddr, path::PathBuf};
+
+use ipnet::IpNet;
+
+use crate::model::{Mac, Vni};
+
+/// `NDA_PROTOCOL` of our neighbour entries: who made them, readable with `ip -d neigh` (a number without a name in `rt_protos`).
+pub const NEIGHBOUR_PROTOCOL: u8 = 0x76;
+
+/// `IFA_PROTO` of our addresses (Linux 5.18; older kernels ignore it), readable with `ip -d addr`.
+pub const ADDRESS_PROTOCOL: u8 = 0x76;
+
+/// Identity of a network namespace: an inode number is reused only after the namespace is gone, a path names whatever is bound there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NetnsId {
+    /// Device of the nsfs file.
+    pub device: u64,
+    /// Inode of the nsfs file.
+    pub inode: u64,
+}
+
+/// What stands at the path of the overlay namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NetnsState {
+    /// Nothing, or an empty file without a namespace bound to it.
+    Absent,
+    /// A namespace that carries our mark.
+    Ours(NetnsId),
+    /// A namespace or file of somebody else.
+    Foreign,
+}
+
+/// Attributes of a VXLAN device (`IFLA_VXLAN_*`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VxlanAttributes {
+    /// `IFLA_VXLAN_ID`.
+    pub vni: u32,
+    /// `IFLA_VXLAN_PORT`.
+    pub port: u16,
+    /// `IFLA_VXLAN_LOCAL` or `IFLA_VXLAN_LOCAL6`.
+    pub local: Option<IpAddr>,
+    /// `IFLA_VXLAN_LEARNING`.
+    pub learning: bool,
+    /// `IFLA_VXLAN_PROXY`.
+    pub proxy: bool,
+}
+
+/// What kind of device a link is (`IFLA_INFO_KIND`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LinkKind {
+    /// A bridge.
+    Bridge {
+        /// `IFLA_BR_MCAST_SNOOPING`.
+        mcast_snooping: bool,
+    },
+    /// A VXLAN device.
+    Vxlan(VxlanAttributes),
+    /// One end of a veth pair.
+    Veth {
+        /// Index of the other end, in its own namespace (`IFLA_LINK`).
+        peer: Option<u32>,
+        /// Identifier of the other end's namespace in this one (`IFLA_LINK_NETNSID`); `None` when it is the same namespace.
+        peer_nsid: Option<i32>,
+    },
+    /// Anything else, by its kind.
+    Other(String),
+}
+
+/// Bridge port attributes (`IFLA_BRPORT_*`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Port {
+    /// `IFLA_BRPORT_LEARNING`.
+    pub learning: bool,
+    /// `IFLA_BRPORT_UNICAST_FLOOD`.
+    pub unicast_flood: bool,
+}
+
+/// A link as the kernel shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Its index in its namespace.
+    pub ifindex: u32,
+    /// `IFLA_IFNAME`.
+    pub name: String,
+    /// `IFLA_ADDRESS`.
+    pub mac: Mac,
+    /// `IFLA_MTU`.
+    pub mtu: u32,
+    /// `IFF_UP`, the administrative state.
+    pub up: bool,
+    /// Index of the bridge it is a port of (`IFLA_MASTER`).
+    pub master: Option<u32>,
+    /// `IFLA_GROUP`.
+    pub group: u32,
+    /// Whether IPv6 makes no address by itself (`IFLA_INET6_ADDR_GEN_MODE` is none).
+    pub addr_gen_none: bool,
+    /// What it is.
+    pub kind: LinkKind,
+    /// Its bridge port attributes, when it is a port.
+    pub port: Option<Port>,
+}
+
+/// An address on a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Address {
+    /// The link that holds it.
+    pub ifindex: u32,
+    /// Address and prefix length.
+    pub net: IpNet,
+    /// `IFA_PROTO` is ours.
+    pub ours: bool,
+}
+
+/// A row of a forwarding database: of a VXLAN device (`NTF_SELF`) or of the bridge that a port belongs to (`NTF_MASTER`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FdbRow {
+    /// The VXLAN device, or the bridge's port.
+    pub ifindex: u32,
+    /// True for a row of the bridge, false for one of the VXLAN device itself.
+    pub bridge: bool,
+    /// The inner destination.
+    pub mac: Mac,
+    /// The outer destination; `None` for rows of the bridge.
+    pub dst: Option<IpAddr>,
+    /// Exactly the form that we write and nothing more: of a VXLAN device `permanent` with the device's own port, VNI and no
+    /// interface or nexthop; of a bridge `static` (NUD_NOARP), not `permanent`, no VLAN.
+    pub plain: bool,
+    /// The kernel's own: learned, of a port's or bridge's own address (`permanent` on the bridge), multicast.
+    pub kernels_own: bool,
+}
+
+/// A neighbour entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Neighbour {
+    /// The link it is on.
+    pub ifindex: u32,
+    /// The inner address.
+    pub ip: IpAddr,
+    /// The MAC address; `None` while it is being resolved, or has failed.
+    pub mac: Option<Mac>,
+    /// `NUD_PERMANENT`.
+    pub permanent: bool,
+    /// `NDA_PROTOCOL` is ours.
+    pub ours: bool,
+}
+
+/// Where the container's end of a local endpoint is, or is to be.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct InnerAt {
+    /// Path of the endpoint's namespace.
+    pub netns: PathBuf,
+    /// Name of the interface in there.
+    pub ifname: String,
+    /// Its index, when the other end has told it.
+    pub ifindex: Option<u32>,
+}
+
+/// What stands at an endpoint's namespace path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum InnerState {
+    /// Nothing there (yet), or a file without a namespace (the file shows before the mount).
+    NoNetns,
+    /// A path that must not be used, with the reason: outside the allowed roots, not a network namespace, the host's own.
+    Refused(String),
+    /// A namespace.
+    Netns {
+        /// Its identity.
+        id: NetnsId,
+        /// Its identifier as seen from the overlay namespace, when one is assigned.
+        nsid: Option<i32>,
+        /// The link asked for: by index where that was given, else by name; with its addresses.
+        link: Option<(Link, Vec<Address>)>,
+    },
+}
