@@ -4,7 +4,7 @@ use std::{net::IpAddr, path::PathBuf};
 
 use ipnet::IpNet;
 
-use crate::model::{Mac, Vni};
+use crate::model::Mac;
 
 /// `NDA_PROTOCOL` of our neighbour entries: who made them, readable with `ip -d neigh` (a number without a name in `rt_protos`).
 pub const NEIGHBOUR_PROTOCOL: u8 = 0x76;

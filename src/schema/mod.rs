@@ -1,0 +1,1 @@
+//! Wire records: pure decoding of keys and values; each error names key, field and reason.
