@@ -13,3 +13,5 @@ pub mod etcd;
 pub mod kernel;
 
 pub mod lab;
+
+pub mod retry;

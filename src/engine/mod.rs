@@ -1,14 +1,70 @@
 //! The pure state machine of one network, sans-I/O. It is told what should be (updates), what is (answers to its own queries)
 //! and what may have changed (events); it says what to read next and which operations to send. It has no clock, no
 //! randomness and no hash order: the same inputs give the same outputs, which is what makes the simulation possible.
+//!
+//! A round: events mark what to read ([`Network::hear`]); everything marked is read ([`Network::answered`]); what then differs
+//! without a change of desired is judged as drift; the differences become operations; acknowledgements move the observed
+//! side ([`Network::applied`]). [`turn`] runs rounds against a [`Kernel`] until there is nothing left to do.
 
+mod applied;
+mod delta;
+mod drift;
+mod hear;
+mod key;
+mod network;
 mod object;
+mod observe;
+mod plan;
+mod report;
 mod seam;
+mod time;
+mod trouble;
+mod unread;
+mod want;
 
+pub use delta::{Cause, Fits, Sides, Table};
+pub use key::{BridgeRowKey, Key, Kind, LinkId, NeighbourKey, TunnelKey};
+pub use network::{Config, Effect, Network};
 pub use object::{
     ADDRESS_PROTOCOL, Address, FdbRow, InnerAt, InnerState, Link, LinkKind, NEIGHBOUR_PROTOCOL, Neighbour, NetnsId,
     NetnsState, Port, VxlanAttributes,
 };
+pub use report::{Blocked, DriftReason, Note, Summary};
 pub use seam::{
     Action, Answer, Event, Failure, FailureKind, FdbPoint, Kernel, LinkChange, LinkRef, NewLink, Op, Place, Query,
 };
+pub use time::Time;
+pub use want::{KindWant, LinkWant, outer_name};
+
+/// What is left when a turn ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// Nothing to do until an event, a change, or this moment.
+    Rest(Time),
+    /// The network is not desired here and nothing of it is left.
+    Gone,
+    /// There is more to do; the caller had other things to look at first.
+    More,
+}
+
+/// Runs at most `rounds` effects of the engine against a kernel. Events are taken in before each decision.
+pub fn turn(network: &mut Network, kernel: &mut impl Kernel, now: impl Fn() -> Time, rounds: usize) -> Turn {
+    for _ in 0..rounds {
+        for event in kernel.events() {
+            network.hear(event, now());
+        }
+        match network.next(now()) {
+            Effect::Read(query) => {
+                let answer = kernel.read(&query);
+                network.answered(answer, now());
+            }
+            Effect::Apply(ops) => {
+                let results = kernel.apply(&ops);
+                network.applied(results, now());
+            }
+            Effect::Rest(until) => return Turn::Rest(until),
+            Effect::Gone => return Turn::Gone,
+        }
+    }
+    Turn::More
+}

@@ -1,0 +1,161 @@
+//! Results of operations: acknowledgements move the observed side, failures end in reading again and in a retry.
+
+use super::{
+    delta::Cause,
+    key::{Key, LinkId},
+    network::{BridgeRowSeen, NeighbourSeen, Network, TunnelSeen},
+    plan::Planned,
+    report::Note,
+    seam::{Action, Failure, FailureKind, FdbPoint, LinkRef, Op, Place},
+    time::Time,
+    unread::ReadCause,
+};
+
+/// So many acknowledged operations may pass before an object is as desired.
+const NORMAL_ROUNDS: u32 = 4;
+
+impl Network {
+    /// Takes the results of the last [`super::Effect::Apply`], one for each operation, in order.
+    pub fn applied(&mut self, results: Vec<Result<(), Failure>>, now: Time) {
+        let unanswered = || Err(Failure::new(FailureKind::Torn, "the kernel gave no answer to this operation"));
+        let results = results.into_iter().chain(std::iter::repeat_with(unanswered));
+        for (planned, result) in std::mem::take(&mut self.sent).into_iter().zip(results) {
+            let gone = matches!(&result, Err(failure) if failure.kind == FailureKind::NotFound);
+            let result = if gone && planned.action == Action::Delete { Ok(()) } else { result };
+            self.notes.push(Note::Op {
+                kind: planned.key.kind(),
+                action: planned.action,
+                cause: planned.cause,
+                failure: result.as_ref().err().map(|failure| failure.message.clone()),
+                object: result.is_err().then(|| planned.key.to_string()),
+            });
+            match result {
+                Ok(()) => self.acknowledged(&planned, now),
+                Err(failure) => self.failed(&planned, failure, now),
+            }
+        }
+    }
+
+    fn acknowledged(&mut self, planned: &Planned, now: Time) {
+        match (&planned.op, &planned.key) {
+            (Op::CreateNetns | Op::DeleteNetns, _) => self.unread.netns = Some(ReadCause::Own),
+            (Op::AddLink(_) | Op::SetLink { .. } | Op::DeleteLink { .. }, Key::Link(id)) => {
+                self.link_written(id, &planned.op)
+            }
+            (Op::AddAddress { .. }, Key::Address(id, net)) => {
+                self.addresses.saw(&(id.clone(), *net), Some(true), Cause::Change);
+            }
+            (Op::DeleteAddress { .. }, Key::Address(id, net)) => {
+                self.addresses.saw(&(id.clone(), *net), None, Cause::Change);
+            }
+            (Op::PutFdb { dst, .. }, Key::Tunnel(key)) => {
+                self.tunnels.saw(key, Some(TunnelSeen { dst: Some(*dst), plain: true }), Cause::Change);
+            }
+            (Op::DeleteFdb { .. }, Key::Tunnel(key)) => {
+                self.tunnels.saw(key, None, Cause::Change);
+            }
+            (Op::PutBridgeRow { ifindex, .. }, Key::BridgeRow(key)) => {
+                let port = match self.by_index.get(ifindex) {
+                    Some(LinkId::Outer(id)) => Some(id.clone()),
+                    _ => None,
+                };
+                self.bridge_rows.saw(key, Some(BridgeRowSeen { port, ifindex: *ifindex, plain: true }), Cause::Change);
+            }
+            (Op::DeleteBridgeRow { .. }, Key::BridgeRow(key)) => {
+                self.bridge_rows.saw(key, None, Cause::Change);
+            }
+            (Op::PutNeighbour { mac, .. }, Key::Neighbour(key)) => {
+                let seen = NeighbourSeen { mac: Some(*mac), permanent: true, ours: true };
+                self.neighbours.saw(key, Some(seen), Cause::Change);
+            }
+            (Op::DeleteNeighbour { .. }, Key::Neighbour(key)) => {
+                self.neighbours.saw(key, None, Cause::Change);
+            }
+            _ => {}
+        }
+        // Links and the namespace are known only when they are read; what was not done at once is then tried after a pause.
+        if matches!(planned.key, Key::Link(_) | Key::Netns) {
+            self.settling.insert(planned.key.clone());
+        } else {
+            self.settled(&planned.key, now);
+        }
+    }
+
+    /// An object that an operation of ours was for: as desired now, or not yet.
+    fn settled(&mut self, key: &Key, now: Time) {
+        if self.difference(key).is_some() {
+            return;
+        }
+        self.troubles.over(key);
+        if let Some(since) = self.drift.close(key) {
+            self.notes.push(Note::Repaired { kind: key.kind(), took: now.since(since), object: key.to_string() });
+        }
+    }
+
+    /// Settles the links that operations of ours were for, once they were read.
+    pub(super) fn settle_links(&mut self, now: Time) {
+        for key in std::mem::take(&mut self.settling) {
+            if self.difference(&key).is_none() {
+                self.unsettled.remove(&key);
+                self.settled(&key, now);
+                continue;
+            }
+            // A link is made, then set: a few rounds are normal, more are a kernel that says yes and does nothing.
+            let rounds = self.unsettled.entry(key.clone()).or_default();
+            *rounds += 1;
+            if *rounds > NORMAL_ROUNDS {
+                let failure =
+                    Failure::new(FailureKind::Refused, "the kernel acknowledged, and it is still not as asked");
+                self.troubles.failed(&key, failure, now);
+            }
+        }
+    }
+
+    fn link_written(&mut self, id: &LinkId, op: &Op) {
+        let read = match op {
+            Op::DeleteLink { place: Place::Overlay, ifindex } | Op::SetLink { place: Place::Overlay, ifindex, .. } => {
+                Some(LinkRef::Index(*ifindex))
+            }
+            op => Self::new_link_name(op),
+        };
+        if let Some(link) = read {
+            self.unread.link(link, ReadCause::Own);
+        }
+        if let LinkId::Inner(endpoint) | LinkId::Outer(endpoint) = id {
+            self.unread.inner(endpoint.clone(), ReadCause::Own);
+        }
+    }
+
+    /// Nothing is assumed about an object whose operation failed: it is read again, and tried again later.
+    fn failed(&mut self, planned: &Planned, failure: Failure, now: Time) {
+        if self.drift.is_open(&planned.key) {
+            self.notes.push(Note::RepairFailed { kind: planned.key.kind() });
+        }
+        self.troubles.failed(&planned.key, failure, now);
+        match &planned.op {
+            Op::CreateNetns | Op::DeleteNetns => self.unread.netns = Some(ReadCause::Own),
+            Op::AddLink(_) | Op::SetLink { .. } | Op::DeleteLink { .. } => {
+                if let Key::Link(id) = &planned.key {
+                    self.link_written(id, &planned.op);
+                }
+            }
+            Op::AddAddress { place, ifindex, .. } | Op::DeleteAddress { place, ifindex, .. } => match &planned.key {
+                Key::Address(LinkId::Inner(endpoint), _) => self.unread.inner(endpoint.clone(), ReadCause::Foreign),
+                _ if *place == Place::Overlay => self.unread.link(LinkRef::Index(*ifindex), ReadCause::Foreign),
+                _ => {}
+            },
+            Op::PutFdb { ifindex, mac, .. } | Op::DeleteFdb { ifindex, mac, .. } => {
+                self.unread.fdb.insert(FdbPoint { ifindex: *ifindex, bridge: false, mac: *mac });
+            }
+            Op::PutBridgeRow { ifindex, .. } | Op::DeleteBridgeRow { ifindex, .. } => {
+                self.unread.link(LinkRef::Index(*ifindex), ReadCause::Foreign);
+                if let Key::BridgeRow(key) = &planned.key {
+                    self.read_bridge_row(key);
+                }
+            }
+            Op::PutNeighbour { ifindex, ip, .. } | Op::DeleteNeighbour { ifindex, ip } => {
+                self.unread.neighbours.insert((*ifindex, *ip));
+            }
+        }
+    }
+}

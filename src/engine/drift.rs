@@ -1,0 +1,241 @@
+//! Drift: observed left desired although desired did not move. Each is counted once per object and episode, and judged only
+//! when all that is suspected was read, so that what was lost with its device does not count by itself.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::Duration,
+};
+
+use super::{
+    delta::{Sides, Table},
+    key::{BridgeRowKey, Key, Kind, LinkId},
+    network::{Netns, Network},
+    report::{DriftReason, Note},
+    time::Time,
+    trouble::{FIRST_RETRY, LAST_RETRY},
+    want::LinkWant,
+};
+use crate::{engine::object::Link, retry::Retry};
+
+/// More foreign rewrites of one object than this …
+const FIGHT_REWRITES: usize = 10;
+/// … within this time are a fight, which is damped.
+const FIGHT_WINDOW: Duration = Duration::from_secs(10);
+
+/// A drift that is not repaired yet.
+#[derive(Debug)]
+struct Episode {
+    since: Time,
+}
+
+/// Foreign rewrites of one object.
+#[derive(Debug, Default)]
+struct Rewrites {
+    times: VecDeque<Time>,
+    retry: Option<Retry>,
+    held_until: Time,
+}
+
+impl Rewrites {
+    fn over(&self, now: Time) -> bool {
+        let quiet = |at: Time| now >= at + FIGHT_WINDOW;
+        self.times.back().is_none_or(|last| quiet(*last)) && (self.retry.is_none() || quiet(self.held_until))
+    }
+}
+
+/// The drift of one network.
+#[derive(Debug, Default)]
+pub(super) struct Drift {
+    suspects: BTreeSet<Key>,
+    open: BTreeMap<Key, Episode>,
+    rewrites: BTreeMap<Key, Rewrites>,
+    /// The first sign since the last judgement.
+    first_sign: Option<Time>,
+}
+
+impl Drift {
+    /// Somebody else changed this object; whether it drifted is judged later.
+    pub(super) fn suspect(&mut self, key: Key) {
+        self.suspects.insert(key);
+    }
+
+    pub(super) fn has_suspects(&self) -> bool {
+        !self.suspects.is_empty()
+    }
+
+    /// A sign of foreign change came.
+    pub(super) fn signed(&mut self, now: Time) {
+        self.first_sign.get_or_insert(now);
+    }
+
+    /// Ends an object's episode; the time of its first sign, when there was one.
+    pub(super) fn close(&mut self, key: &Key) -> Option<Time> {
+        self.open.remove(key).map(|episode| episode.since)
+    }
+
+    pub(super) fn is_open(&self, key: &Key) -> bool {
+        self.open.contains_key(key)
+    }
+
+    /// Whether repairs of this object are spaced out and its time has not come.
+    pub(super) fn holds(&self, key: &Key, now: Time) -> bool {
+        self.rewrites.get(key).is_some_and(|rewrites| rewrites.held_until > now)
+    }
+
+    pub(super) fn next_at(&self, now: Time) -> Option<Time> {
+        self.rewrites.values().map(|rewrites| rewrites.held_until).filter(|at| *at > now).min()
+    }
+
+    pub(super) fn open_by_kind(&self) -> BTreeMap<Kind, u64> {
+        count_kinds(self.open.keys())
+    }
+
+    pub(super) fn damped_by_kind(&self) -> BTreeMap<Kind, u64> {
+        count_kinds(self.rewrites.iter().filter(|(_, rewrites)| rewrites.retry.is_some()).map(|(key, _)| key))
+    }
+
+    /// Notes one more foreign rewrite; how long to leave the object alone when it is a fight.
+    fn rewritten(&mut self, key: &Key, now: Time) -> Option<Duration> {
+        let rewrites = self.rewrites.entry(key.clone()).or_default();
+        rewrites.times.push_back(now);
+        while rewrites.times.front().is_some_and(|first| now.since(*first) > FIGHT_WINDOW)
+            || rewrites.times.len() > FIGHT_REWRITES + 1
+        {
+            rewrites.times.pop_front();
+        }
+        if rewrites.times.len() <= FIGHT_REWRITES && rewrites.retry.is_none() {
+            return None;
+        }
+        let retry = rewrites.retry.get_or_insert_with(|| Retry::new(FIRST_RETRY, LAST_RETRY, key.salt()));
+        let pause = retry.delay();
+        rewrites.held_until = now + pause;
+        Some(pause)
+    }
+}
+
+fn count_kinds<'a>(keys: impl Iterator<Item = &'a Key>) -> BTreeMap<Kind, u64> {
+    let mut counts = BTreeMap::new();
+    for key in keys {
+        *counts.entry(key.kind()).or_default() += 1;
+    }
+    counts
+}
+
+fn reason_of<D, O>(sides: &Sides<D, O>) -> Option<DriftReason> {
+    match (&sides.desired, &sides.observed) {
+        (Some(_), None) => Some(DriftReason::Missing),
+        (Some(_), Some(_)) => Some(DriftReason::Changed),
+        (None, Some(_)) => Some(DriftReason::Unexpected),
+        (None, None) => None,
+    }
+}
+
+impl Network {
+    /// Decides which suspects drifted: all that is to be known about them has been read.
+    pub(super) fn judge_drift(&mut self, now: Time) {
+        let since = self.drift.first_sign.take().unwrap_or(now);
+        for key in std::mem::take(&mut self.drift.suspects) {
+            let Some(reason) = self.difference(&key) else {
+                self.drift.close(&key);
+                continue;
+            };
+            if self.drift.is_open(&key) || self.lost_with_another(&key) {
+                continue;
+            }
+            self.notes.push(Note::Drift { kind: key.kind(), reason, object: key.to_string() });
+            if let Some(pause) = self.drift.rewritten(&key, now) {
+                self.notes.push(Note::Damped { object: key.to_string(), pause });
+            }
+            self.drift.open.insert(key, Episode { since });
+        }
+        self.drift.rewrites.retain(|_, rewrites| !rewrites.over(now));
+    }
+
+    /// Ends the episodes of objects that became right without an operation: desired moved, or somebody else put them back.
+    pub(super) fn close_settled_drift(&mut self) {
+        let settled: Vec<Key> = self.drift.open.keys().filter(|key| self.difference(key).is_none()).cloned().collect();
+        for key in settled {
+            self.drift.close(&key);
+        }
+    }
+
+    /// How an object differs from what is desired; `None` when it does not.
+    pub(super) fn difference(&self, key: &Key) -> Option<DriftReason> {
+        fn of<K: Ord + Clone, D: super::delta::Fits<O> + PartialEq, O: PartialEq>(
+            table: &Table<K, D, O>,
+            key: &K,
+        ) -> Option<DriftReason> {
+            table.get(key).filter(|_| table.differs(key)).and_then(reason_of)
+        }
+        match key {
+            Key::Netns => match (&self.spec, self.netns) {
+                (Some(_), Netns::Absent) => Some(DriftReason::Missing),
+                (Some(_), Netns::Foreign) => Some(DriftReason::Changed),
+                (None, Netns::Ours(_)) => Some(DriftReason::Unexpected),
+                _ => None,
+            },
+            Key::Link(id) => of(&self.links, id),
+            Key::Address(id, net) => of(&self.addresses, &(id.clone(), *net)),
+            Key::Tunnel(key) => of(&self.tunnels, key),
+            Key::BridgeRow(key) => of(&self.bridge_rows, key),
+            Key::Neighbour(key) => of(&self.neighbours, key),
+        }
+    }
+
+    /// Whether the object is not as desired only because another one, which counts, is not.
+    fn lost_with_another(&self, key: &Key) -> bool {
+        if !matches!(self.netns, Netns::Ours(_)) && *key != Key::Netns {
+            return true;
+        }
+        match key {
+            Key::Netns => false,
+            Key::Link(LinkId::Inner(id)) => self.link_missing(&LinkId::Outer(id.clone())),
+            Key::Link(id) => self.links.get(id).is_some_and(|sides| self.only_lost_its_bridge(id, sides)),
+            Key::Address(id, net) => {
+                self.link_missing(id) || (net.addr().is_ipv6() && self.link_has(id, |link| !link.up || link.mtu < 1280))
+            }
+            Key::Tunnel(key) => self.link_missing(&LinkId::Vxlan(key.vni)),
+            Key::BridgeRow(key) => self.port_lost(key),
+            Key::Neighbour(key) => {
+                let id = if key.on_bridge { LinkId::Bridge(key.vni) } else { LinkId::Vxlan(key.vni) };
+                let mac = self.links.desired_of(&id).map(|want| want.mac);
+                self.link_missing(&id)
+                    || self.link_has(&id, |link| !link.up || Some(link.mac) != mac)
+                    || (key.ip.is_ipv6() && self.link_has(&id, |link| link.mtu < 1280))
+            }
+        }
+    }
+
+    fn link_missing(&self, id: &LinkId) -> bool {
+        self.links.observed_of(id).is_none()
+    }
+
+    fn link_has(&self, id: &LinkId, property: impl Fn(&Link) -> bool) -> bool {
+        self.links.observed_of(id).is_some_and(property)
+    }
+
+    /// A bridge that goes takes its ports' membership with it.
+    fn only_lost_its_bridge(&self, id: &LinkId, sides: &Sides<LinkWant, Link>) -> bool {
+        let vni = match id {
+            LinkId::Vxlan(vni) => Some(*vni),
+            LinkId::Outer(id) => self.locals.get(id).map(|local| local.spec.vni),
+            _ => None,
+        };
+        let (Some(vni), Some(want), Some(link)) = (vni, &sides.desired, &sides.observed) else { return false };
+        // With a bridge that is where it is and a port as it should be, would anything be wrong?
+        let healed = want.port().map(|(_, port)| {
+            let mut want = want.clone();
+            want.join(u32::MAX);
+            super::delta::Fits::fits(&want, &Link { master: Some(u32::MAX), port: Some(port), ..link.clone() })
+        });
+        self.link_missing(&LinkId::Bridge(vni)) && link.master.is_none() && healed == Some(true)
+    }
+
+    fn port_lost(&self, key: &BridgeRowKey) -> bool {
+        let port = self.bridge_rows.desired_of(key).map(|id| LinkId::Outer(id.clone()));
+        self.link_missing(&LinkId::Bridge(key.vni))
+            || port.is_some_and(|port| {
+                self.link_missing(&port) || self.link_has(&port, |link| link.master != self.bridge_index(key.vni))
+            })
+    }
+}

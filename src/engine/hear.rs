@@ -1,0 +1,111 @@
+//! Events: they only say what to read again. What they show is compared with what is known, so that the echo of our own
+//! operations costs a look-up in a table and nothing else.
+
+use super::{
+    key::{BridgeRowKey, LinkId, NeighbourKey},
+    network::{NeighbourSeen, Network, TunnelSeen},
+    object::{FdbRow, Neighbour},
+    observe::tunnel_key,
+    report::Note,
+    seam::{Event, FdbPoint, LinkRef},
+    time::Time,
+    unread::ReadCause,
+};
+
+impl Network {
+    /// Takes an event.
+    pub fn hear(&mut self, event: Event, now: Time) {
+        match event {
+            Event::Netns => {
+                self.unread.netns = Some(ReadCause::Foreign);
+            }
+            Event::Link(link) => {
+                let known = self.by_index.get(&link.ifindex).and_then(|id| self.links.observed_of(id));
+                if known != Some(&link) {
+                    self.unread.link(LinkRef::Index(link.ifindex), ReadCause::Foreign);
+                }
+            }
+            Event::LinkGone(ifindex) | Event::Addresses(ifindex) => {
+                if self.by_index.contains_key(&ifindex) {
+                    self.unread.link(LinkRef::Index(ifindex), ReadCause::Foreign);
+                }
+            }
+            Event::Fdb(row) => self.hear_fdb(&row, true),
+            Event::FdbGone(row) => self.hear_fdb(&row, false),
+            Event::Neighbour(row) => self.hear_neighbour(&row, true),
+            Event::NeighbourGone(row) => self.hear_neighbour(&row, false),
+            Event::Inner { nsid } => {
+                for id in self.locals_at(nsid) {
+                    self.unread.inner(id, ReadCause::Foreign);
+                }
+            }
+            Event::Path(path) => {
+                if path == self.config.netns {
+                    self.unread.netns = Some(ReadCause::Foreign);
+                }
+                for id in self.by_path.get(&path).cloned().unwrap_or_default() {
+                    if let Some(local) = self.locals.get_mut(&id) {
+                        local.looks = 1;
+                    }
+                    self.unread.inner(id, ReadCause::Foreign);
+                }
+            }
+            Event::Overrun => {
+                self.notes.push(Note::Overrun);
+                self.resync("overrun", now);
+            }
+            Event::InnerOverrun => {
+                self.notes.push(Note::Overrun);
+                for id in self.locals.keys() {
+                    self.unread.inner(id.clone(), ReadCause::Foreign);
+                }
+            }
+        }
+        if !self.unread.is_empty() {
+            self.drift.signed(now);
+        }
+    }
+
+    fn hear_fdb(&mut self, row: &FdbRow, present: bool) {
+        if row.bridge {
+            let Some((key, seen)) = self.bridge_row(row) else { return };
+            let observed = self.bridge_rows.observed_of(&key);
+            let news = if present {
+                observed != Some(&seen) && (self.bridge_rows.get(&key).is_some() || !row.kernels_own)
+            } else {
+                observed.is_some_and(|observed| observed.ifindex == row.ifindex)
+            };
+            if news && let Some(point) = self.bridge_point(&key) {
+                self.unread.fdb.insert(point);
+            }
+        } else if let Some(LinkId::Vxlan(vni)) = self.by_index.get(&row.ifindex)
+            && !row.kernels_own
+        {
+            let observed = self.tunnels.observed_of(&tunnel_key(*vni, row));
+            let seen = TunnelSeen { dst: row.dst, plain: row.plain };
+            let news = if present { observed != Some(&seen) } else { observed.is_some() };
+            if news {
+                self.unread.fdb.insert(FdbPoint { ifindex: row.ifindex, bridge: false, mac: row.mac });
+            }
+        }
+    }
+
+    fn hear_neighbour(&mut self, row: &Neighbour, present: bool) {
+        let Some((vni, on_bridge)) = self.neighbours_at(row.ifindex) else { return };
+        let key = NeighbourKey { vni, on_bridge, ip: row.ip };
+        let observed = self.neighbours.observed_of(&key);
+        let seen = NeighbourSeen { mac: row.mac, permanent: row.permanent, ours: row.ours };
+        let counts = row.permanent || self.neighbours.get(&key).is_some();
+        let news = if present { counts && observed != Some(&seen) } else { observed.is_some() };
+        if news {
+            self.read_neighbour(&key);
+        }
+    }
+
+    /// Queues what an operation failed on to be read again.
+    pub(super) fn read_bridge_row(&mut self, key: &BridgeRowKey) {
+        if let Some(point) = self.bridge_point(key) {
+            self.unread.fdb.insert(point);
+        }
+    }
+}

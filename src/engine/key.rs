@@ -1,0 +1,183 @@
+//! How the engine names its objects: by what they are for, not by what the kernel numbers them.
+
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use ipnet::IpNet;
+
+use crate::model::{EndpointId, Mac, Vni};
+
+/// A link of a network.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LinkId {
+    /// The bridge of a segment.
+    Bridge(Vni),
+    /// The VXLAN device of a segment.
+    Vxlan(Vni),
+    /// The end of a local endpoint's veth pair in the overlay namespace.
+    Outer(EndpointId),
+    /// The end in the endpoint's namespace.
+    Inner(EndpointId),
+    /// A link of ours in the overlay namespace that nothing desires, by its index.
+    Stray(u32),
+}
+
+/// A row of a VXLAN device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TunnelKey {
+    /// The segment.
+    pub vni: Vni,
+    /// The inner destination.
+    pub mac: Mac,
+    /// Part of the key only for the all-zero address, which has one row per destination.
+    pub dst: Option<IpAddr>,
+}
+
+/// A row of a bridge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct BridgeRowKey {
+    /// The segment.
+    pub vni: Vni,
+    /// The endpoint's MAC address.
+    pub mac: Mac,
+}
+
+/// A neighbour entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NeighbourKey {
+    /// The segment.
+    pub vni: Vni,
+    /// On the bridge, where none of ours belong, instead of the VXLAN device.
+    pub on_bridge: bool,
+    /// The inner address.
+    pub ip: IpAddr,
+}
+
+impl TunnelKey {
+    /// The range of keys of one segment.
+    pub fn all_of(vni: Vni) -> std::ops::RangeInclusive<Self> {
+        let (least, most) = (IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::from([0xff; 16])));
+        debug_assert!(least < most, "IpAddr orders IPv4 before IPv6");
+        Self { vni, mac: Mac::ZERO, dst: None }..=Self { vni, mac: Mac::new([0xff; 6]), dst: Some(most) }
+    }
+}
+
+impl BridgeRowKey {
+    /// The range of keys of one segment.
+    pub fn all_of(vni: Vni) -> std::ops::RangeInclusive<Self> {
+        Self { vni, mac: Mac::ZERO }..=Self { vni, mac: Mac::new([0xff; 6]) }
+    }
+}
+
+impl NeighbourKey {
+    /// The range of keys of one of a segment's devices.
+    pub fn all_of(vni: Vni, on_bridge: bool) -> std::ops::RangeInclusive<Self> {
+        let (least, most) = (IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::from([0xff; 16])));
+        Self { vni, on_bridge, ip: least }..=Self { vni, on_bridge, ip: most }
+    }
+}
+
+/// Any object of a network.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Key {
+    /// The overlay namespace.
+    Netns,
+    /// A link.
+    Link(LinkId),
+    /// An address on a link.
+    Address(LinkId, IpNet),
+    /// A row of a VXLAN device.
+    Tunnel(TunnelKey),
+    /// A row of a bridge.
+    BridgeRow(BridgeRowKey),
+    /// A neighbour entry.
+    Neighbour(NeighbourKey),
+}
+
+impl Key {
+    /// The kind that metrics file it under.
+    pub const fn kind(&self) -> Kind {
+        match self {
+            Self::Netns => Kind::Netns,
+            Self::Link(_) => Kind::Link,
+            Self::Address(..) => Kind::Address,
+            Self::Tunnel(key) if key.dst.is_some() => Kind::Flood,
+            Self::Tunnel(_) | Self::BridgeRow(_) => Kind::Fdb,
+            Self::Neighbour(_) => Kind::Neighbour,
+        }
+    }
+
+    /// A stable number for the jitter of its retries.
+    pub(super) fn salt(&self) -> u64 {
+        crate::retry::stable_hash(self.to_string().as_bytes())
+    }
+}
+
+impl fmt::Display for LinkId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bridge(vni) => write!(f, "bridge of VNI {vni}"),
+            Self::Vxlan(vni) => write!(f, "VXLAN device of VNI {vni}"),
+            Self::Outer(id) => write!(f, "veth of {id}"),
+            Self::Inner(id) => write!(f, "interface of {id}"),
+            Self::Stray(ifindex) => write!(f, "stray link {ifindex}"),
+        }
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Netns => write!(f, "overlay namespace"),
+            Self::Link(link) => link.fmt(f),
+            Self::Address(link, net) => write!(f, "address {net} on the {link}"),
+            Self::Tunnel(TunnelKey { vni, mac, dst: None }) => write!(f, "FDB row {mac} of VNI {vni}"),
+            Self::Tunnel(TunnelKey { vni, mac, dst: Some(dst) }) => write!(f, "FDB row {mac} to {dst} of VNI {vni}"),
+            Self::BridgeRow(BridgeRowKey { vni, mac }) => write!(f, "bridge row {mac} of VNI {vni}"),
+            Self::Neighbour(NeighbourKey { vni, ip, .. }) => write!(f, "neighbour {ip} of VNI {vni}"),
+        }
+    }
+}
+
+/// The kinds of objects, a closed set: the `kind` label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// Overlay namespaces.
+    Netns,
+    /// Links.
+    Link,
+    /// Addresses.
+    Address,
+    /// Routes.
+    Route,
+    /// Forwarding rows with one destination.
+    Fdb,
+    /// Neighbour entries.
+    Neighbour,
+    /// Forwarding rows of the flood list.
+    Flood,
+    /// Address translation on the host.
+    Nat,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 8] =
+        [Self::Netns, Self::Link, Self::Address, Self::Route, Self::Fdb, Self::Neighbour, Self::Flood, Self::Nat];
+
+    /// The metric label.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Netns => "netns",
+            Self::Link => "link",
+            Self::Address => "address",
+            Self::Route => "route",
+            Self::Fdb => "fdb",
+            Self::Neighbour => "neighbour",
+            Self::Flood => "flood",
+            Self::Nat => "nat",
+        }
+    }
+}

@@ -1,0 +1,337 @@
+//! One network's state machine.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use ipnet::IpNet;
+
+use super::{
+    delta::{Fits, Table},
+    drift::Drift,
+    key::{BridgeRowKey, Key, Kind, LinkId, NeighbourKey, TunnelKey},
+    object::{Link, NetnsId},
+    plan::Planned,
+    report::{Blocked, Note, Summary},
+    seam::{Op, Query},
+    time::Time,
+    trouble::Troubles,
+    unread::{ReadCause, Unread},
+    want::LinkWant,
+};
+use crate::{
+    desired::{EndpointSpec, LocalEndpoint, NetworkSpec},
+    model::{EndpointId, Mac, Name, Vni},
+};
+
+/// What an engine needs to know of its surroundings.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The network's name.
+    pub name: Name,
+    /// Where its overlay namespace is bound.
+    pub netns: PathBuf,
+    /// The group of all links of ours.
+    pub group: u32,
+    /// How often everything is read again without a reason.
+    pub resync: Duration,
+}
+
+/// What the engine wants done next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Read this and give the answer to [`Network::answered`].
+    Read(Query),
+    /// Send these, in order, and give the results to [`Network::applied`].
+    Apply(Vec<Op>),
+    /// Nothing until an event, a change, or this moment.
+    Rest(Time),
+    /// The network is not desired here and nothing of it is left.
+    Gone,
+}
+
+/// The overlay namespace as observed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Netns {
+    Unknown,
+    Absent,
+    Ours(NetnsId),
+    Foreign,
+}
+
+/// Whether a local endpoint's namespace is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum InnerStatus {
+    Unknown,
+    NoNetns,
+    Refused(String),
+    Present { nsid: Option<i32> },
+}
+
+/// A local endpoint.
+#[derive(Clone, Debug)]
+pub(super) struct Local {
+    pub(super) spec: LocalEndpoint,
+    pub(super) status: InnerStatus,
+    /// How often it was looked for since its path showed up: the file shows before the namespace is mounted on it.
+    pub(super) looks: u32,
+}
+
+impl Fits<TunnelSeen> for std::net::IpAddr {
+    fn fits(&self, seen: &TunnelSeen) -> bool {
+        seen.plain && seen.dst == Some(*self)
+    }
+}
+
+impl Fits<BridgeRowSeen> for EndpointId {
+    fn fits(&self, seen: &BridgeRowSeen) -> bool {
+        seen.plain && seen.port.as_ref() == Some(self)
+    }
+}
+
+impl Fits<NeighbourSeen> for Mac {
+    fn fits(&self, seen: &NeighbourSeen) -> bool {
+        seen.permanent && seen.ours && seen.mac == Some(*self)
+    }
+}
+
+/// An address is right when it is there; whether it carries our number only says whose it is.
+impl Fits<bool> for () {
+    fn fits(&self, _: &bool) -> bool {
+        true
+    }
+}
+
+impl Local {
+    pub(super) fn new(spec: LocalEndpoint) -> Self {
+        Self { spec, status: InnerStatus::Unknown, looks: 0 }
+    }
+
+    pub(super) fn wired(&self) -> bool {
+        matches!(self.status, InnerStatus::Present { .. })
+    }
+}
+
+/// Exactly what a row of a VXLAN device leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct TunnelSeen {
+    pub(super) dst: Option<std::net::IpAddr>,
+    pub(super) plain: bool,
+}
+
+/// What a bridge's row points to; `None` is a port that is no local endpoint's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct BridgeRowSeen {
+    pub(super) port: Option<EndpointId>,
+    pub(super) ifindex: u32,
+    pub(super) plain: bool,
+}
+
+/// A neighbour entry's content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct NeighbourSeen {
+    pub(super) mac: Option<Mac>,
+    pub(super) permanent: bool,
+    pub(super) ours: bool,
+}
+
+/// The engine of one network. See the module's documentation for the protocol; `tests/simulation.rs` for how it is driven.
+#[derive(Debug)]
+pub struct Network {
+    pub(super) config: Config,
+    /// Nothing is touched before the desired side is known.
+    pub(super) told: bool,
+    pub(super) revision: i64,
+    pub(super) applied_revision: i64,
+    pub(super) waiting_since: Option<Time>,
+    pub(super) spec: Option<Arc<NetworkSpec>>,
+    pub(super) endpoints: BTreeMap<EndpointId, EndpointSpec>,
+    pub(super) locals: BTreeMap<EndpointId, Local>,
+    pub(super) by_path: BTreeMap<PathBuf, BTreeSet<EndpointId>>,
+    /// `i` of `br<i>` and `vxlan<i+1>`.
+    pub(super) numbers: BTreeMap<Vni, u32>,
+
+    pub(super) netns: Netns,
+    pub(super) by_index: BTreeMap<u32, LinkId>,
+    pub(super) links: Table<LinkId, LinkWant, Link>,
+    /// Observed: whether the address carries our protocol number.
+    pub(super) addresses: Table<(LinkId, IpNet), (), bool>,
+    pub(super) tunnels: Table<TunnelKey, std::net::IpAddr, TunnelSeen>,
+    pub(super) bridge_rows: Table<BridgeRowKey, EndpointId, BridgeRowSeen>,
+    pub(super) neighbours: Table<NeighbourKey, Mac, NeighbourSeen>,
+
+    pub(super) unread: Unread,
+    pub(super) asked: Option<(Query, ReadCause)>,
+    pub(super) asked_inner: Option<EndpointId>,
+    pub(super) sent: Vec<Planned>,
+    /// Objects that were written and are known only when they are read again.
+    pub(super) settling: BTreeSet<Key>,
+    /// How often in a row an object was written without becoming what it should be.
+    pub(super) unsettled: BTreeMap<Key, u32>,
+    pub(super) drift: Drift,
+    pub(super) troubles: Troubles,
+    pub(super) resync_at: Option<Time>,
+    pub(super) resync_started: Option<Time>,
+    pub(super) notes: Vec<Note>,
+}
+
+impl Network {
+    /// An engine that knows nothing yet, neither what should be nor what is.
+    pub fn new(config: Config) -> Self {
+        Self {
+            config,
+            told: false,
+            revision: 0,
+            applied_revision: 0,
+            waiting_since: None,
+            spec: None,
+            endpoints: BTreeMap::new(),
+            locals: BTreeMap::new(),
+            by_path: BTreeMap::new(),
+            numbers: BTreeMap::new(),
+            netns: Netns::Unknown,
+            by_index: BTreeMap::new(),
+            links: Table::default(),
+            addresses: Table::default(),
+            tunnels: Table::default(),
+            bridge_rows: Table::default(),
+            neighbours: Table::default(),
+            unread: Unread { netns: Some(ReadCause::First), ..Unread::default() },
+            asked: None,
+            asked_inner: None,
+            sent: Vec::new(),
+            settling: BTreeSet::new(),
+            unsettled: BTreeMap::new(),
+            drift: Drift::default(),
+            troubles: Troubles::default(),
+            resync_at: None,
+            resync_started: None,
+            notes: Vec::new(),
+        }
+    }
+
+    /// What to do next. The caller hands in the events that have come before each call, so that a decision rests on all that
+    /// is known.
+    pub fn next(&mut self, now: Time) -> Effect {
+        if !self.told {
+            return Effect::Rest(now + self.config.resync);
+        }
+        if self.resync_at.is_some_and(|at| at <= now) {
+            self.resync("periodic", now);
+        }
+        if let Some((query, cause)) = self.next_query(now) {
+            self.asked = Some((query.clone(), cause));
+            return Effect::Read(query);
+        }
+        self.settle_links(now);
+        self.judge_drift(now);
+        self.sent = self.plan(now);
+        if !self.sent.is_empty() {
+            return Effect::Apply(self.sent.iter().map(|planned| planned.op.clone()).collect());
+        }
+        self.finish_round(now);
+        if self.spec.is_none() && matches!(self.netns, Netns::Absent | Netns::Foreign) {
+            return Effect::Gone;
+        }
+        let due = [self.resync_at, self.troubles.next_at(now), self.drift.next_at(now), self.unread.next_look()];
+        Effect::Rest(due.into_iter().flatten().min().unwrap_or(now + self.config.resync))
+    }
+
+    /// Reads everything again: the safety net, and the answer to lost events.
+    pub fn resync(&mut self, reason: &'static str, now: Time) {
+        self.resync_at = Some(now + self.config.resync);
+        self.resync_started.get_or_insert(now);
+        self.notes.push(Note::Resync { reason });
+        self.unread.netns.get_or_insert(ReadCause::Foreign);
+        if matches!(self.netns, Netns::Ours(_)) {
+            self.unread.everything();
+        }
+        for id in self.locals.keys() {
+            self.unread.inner(id.clone(), ReadCause::Foreign);
+        }
+    }
+
+    /// What there is to report since the last call, in order.
+    pub fn take_notes(&mut self) -> Vec<Note> {
+        std::mem::take(&mut self.notes)
+    }
+
+    /// Everything is read, nothing is left to send that could be sent now.
+    fn finish_round(&mut self, now: Time) {
+        self.close_settled_drift();
+        let mut troubles = std::mem::take(&mut self.troubles);
+        troubles.retain(|key| self.difference(key).is_some());
+        self.troubles = troubles;
+        if let Some(started) = self.resync_started.take() {
+            self.notes.push(Note::Resynced { took: now.since(started) });
+        }
+        self.resync_at.get_or_insert(now + self.config.resync);
+        if self.in_sync() {
+            self.applied_revision = self.revision;
+            if let Some(since) = self.waiting_since.take() {
+                self.notes.push(Note::Applied { revision: self.revision, took: now.since(since) });
+            }
+        }
+    }
+
+    /// Whether all that was desired was read or acknowledged, and nothing waits to be read.
+    pub fn in_sync(&self) -> bool {
+        let netns = match self.netns {
+            Netns::Ours(_) => self.spec.is_some(),
+            Netns::Absent => self.spec.is_none(),
+            Netns::Unknown | Netns::Foreign => false,
+        };
+        self.told
+            && netns
+            && self.unread.is_empty()
+            && self.links.in_sync()
+            && self.addresses.in_sync()
+            && self.tunnels.in_sync()
+            && self.bridge_rows.in_sync()
+            && self.neighbours.in_sync()
+            && !self.locals.values().any(|local| matches!(local.status, InnerStatus::Refused(_)))
+    }
+
+    /// Where the network stands, for metrics and status.
+    pub fn summary(&self) -> Summary {
+        let netns = |present: bool| u64::from(present);
+        let mut objects = BTreeMap::new();
+        let mut count = |kind, desired: usize, observed: usize| {
+            let sum: &mut (u64, u64) = objects.entry(kind).or_default();
+            sum.0 += desired as u64;
+            sum.1 += observed as u64;
+        };
+        count(Kind::Link, self.links.desired_len(), self.links.observed_len());
+        count(Kind::Address, self.addresses.desired_len(), self.addresses.observed_len());
+        count(Kind::Fdb, self.tunnels.desired_len(), self.tunnels.observed_len());
+        count(Kind::Fdb, self.bridge_rows.desired_len(), self.bridge_rows.observed_len());
+        count(Kind::Neighbour, self.neighbours.desired_len(), self.neighbours.observed_len());
+        objects.insert(Kind::Netns, (netns(self.spec.is_some()), netns(matches!(self.netns, Netns::Ours(_)))));
+        Summary {
+            in_sync: self.in_sync(),
+            revision: self.revision,
+            applied_revision: if self.in_sync() { self.revision } else { self.applied_revision },
+            objects,
+            blocked: self.blocked(),
+            drifting: self.drift.open_by_kind(),
+            damped: self.drift.damped_by_kind(),
+            waiting_endpoints: self.locals.values().filter(|local| !local.wired()).count() as u64,
+        }
+    }
+
+    fn blocked(&self) -> Vec<Blocked> {
+        let refused = self.locals.iter().filter_map(|(id, local)| match &local.status {
+            InnerStatus::Refused(reason) => Some(Blocked {
+                object: LinkId::Inner(id.clone()).to_string(),
+                kind: Kind::Link,
+                reason: "netns_refused",
+                message: reason.clone(),
+            }),
+            _ => None,
+        });
+        self.troubles.blocked().chain(refused).collect()
+    }
+}

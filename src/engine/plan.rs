@@ -1,0 +1,339 @@
+//! From differences to operations. The plan carries no choices: each operation says all that the kernel needs.
+//!
+//! Order: namespace, links, addresses, rows; what should not be there goes last, and rows that go with their link are not
+//! removed one by one. Each phase is sent, and read where it cannot be known from the acknowledgement, before the next is
+//! planned.
+
+use super::{
+    delta::Cause,
+    key::{Key, LinkId},
+    network::{Netns, Network},
+    object::{InnerAt, Link, LinkKind},
+    seam::{Action, LinkChange, LinkRef, NewLink, Op, Place},
+    time::Time,
+    want::{KindWant, LinkWant},
+};
+use crate::model::EndpointId;
+
+/// At most so many operations are sent before events are looked at again (also the limit of one send).
+const BATCH: usize = 256;
+
+/// An operation and what it is for.
+#[derive(Clone, Debug)]
+pub(super) struct Planned {
+    pub(super) op: Op,
+    pub(super) key: Key,
+    pub(super) action: Action,
+    pub(super) cause: Cause,
+}
+
+impl Network {
+    /// The operations to send now; none when nothing can be done now.
+    pub(super) fn plan(&self, now: Time) -> Vec<Planned> {
+        let phases = [
+            Self::plan_netns,
+            Self::plan_link_removals,
+            Self::plan_links,
+            Self::plan_addresses,
+            Self::plan_rows,
+            Self::plan_netns_removal,
+        ];
+        phases.iter().map(|phase| phase(self, now)).find(|planned| !planned.is_empty()).unwrap_or_default()
+    }
+
+    fn held(&self, key: &Key, now: Time) -> bool {
+        self.troubles.holds(key, now) || self.drift.holds(key, now)
+    }
+
+    fn ours(&self) -> bool {
+        matches!(self.netns, Netns::Ours(_))
+    }
+
+    /// The operation with its cause, unless the object rests.
+    fn planned(&self, key: Key, action: Action, cause: Cause, op: Op, now: Time) -> Option<Planned> {
+        let cause = if self.drift.is_open(&key) { Cause::Repair } else { cause };
+        (!self.held(&key, now)).then_some(Planned { op, key, action, cause })
+    }
+
+    fn plan_netns(&self, now: Time) -> Vec<Planned> {
+        let missing = self.spec.is_some() && self.netns == Netns::Absent;
+        let plan = missing.then(|| self.planned(Key::Netns, Action::Add, Cause::Change, Op::CreateNetns, now));
+        plan.flatten().into_iter().collect()
+    }
+
+    /// The namespace goes when nothing of ours is left in it: a bridge is cheaper to delete before its namespace.
+    fn plan_netns_removal(&self, now: Time) -> Vec<Planned> {
+        let done = self.spec.is_none() && self.ours() && self.links.observed_len() == 0;
+        let plan = done.then(|| self.planned(Key::Netns, Action::Delete, Cause::Change, Op::DeleteNetns, now));
+        plan.flatten().into_iter().collect()
+    }
+
+    /// Links that should not be there, or are not what can be changed into what should be. Ports go before their bridge.
+    fn plan_link_removals(&self, now: Time) -> Vec<Planned> {
+        if !self.ours() {
+            return Vec::new();
+        }
+        let mut removals: Vec<Planned> = Vec::new();
+        let mut bridges = Vec::new();
+        for id in self.links.differing() {
+            let Some(sides) = self.links.get(id) else { continue };
+            let Some(link) = &sides.observed else { continue };
+            let removal = match &sides.desired {
+                None => self.removal_of(id, link),
+                Some(want) => self.replacement_of(id, want, link),
+            };
+            let Some(op) = removal else { continue };
+            let action = if sides.desired.is_some() { Action::Replace } else { Action::Delete };
+            let planned = self.planned(Key::Link(id.clone()), action, sides.cause, op, now);
+            if matches!(id, LinkId::Bridge(_)) {
+                bridges.extend(planned);
+            } else {
+                removals.extend(planned);
+            }
+        }
+        // A pair whose other end is not where it should be is made anew.
+        for id in self.links.differing() {
+            if let LinkId::Inner(endpoint) = id
+                && let Some(sides) = self.links.get(id)
+                && sides.desired.is_some()
+                && sides.observed.is_none()
+                && let Some(outer) = self.links.observed_of(&LinkId::Outer(endpoint.clone()))
+                && !self.unread.inner.contains_key(endpoint)
+            {
+                let op = Op::DeleteLink { place: Place::Overlay, ifindex: outer.ifindex };
+                removals.extend(self.planned(Key::Link(id.clone()), Action::Replace, sides.cause, op, now));
+            }
+        }
+        removals.append(&mut bridges);
+        removals.truncate(BATCH);
+        removals
+    }
+
+    fn removal_of(&self, id: &LinkId, link: &Link) -> Option<Op> {
+        match id {
+            // The other end goes with the one in the overlay namespace.
+            LinkId::Inner(_) => None,
+            _ => Some(Op::DeleteLink { place: Place::Overlay, ifindex: link.ifindex }),
+        }
+    }
+
+    fn replacement_of(&self, id: &LinkId, want: &LinkWant, link: &Link) -> Option<Op> {
+        match id {
+            LinkId::Inner(endpoint) => {
+                let lone = self.links.observed_of(&LinkId::Outer(endpoint.clone())).is_none();
+                // An end of ours whose other end was taken away holds the name that the new pair needs.
+                lone.then(|| Op::DeleteLink { place: self.inner_place(endpoint), ifindex: link.ifindex })
+            }
+            _ => (!want.same_device(link)).then_some(Op::DeleteLink { place: Place::Overlay, ifindex: link.ifindex }),
+        }
+    }
+
+    fn plan_links(&self, now: Time) -> Vec<Planned> {
+        if !self.ours() {
+            return Vec::new();
+        }
+        let mut planned = Vec::new();
+        for id in self.links.differing() {
+            let Some(sides) = self.links.get(id) else { continue };
+            let Some(want) = &sides.desired else { continue };
+            let (action, op) = match &sides.observed {
+                None => (Action::Add, self.add_link(id, want)),
+                Some(link) => (Action::Replace, self.set_link(id, want, link)),
+            };
+            if let Some(op) = op {
+                planned.extend(self.planned(Key::Link(id.clone()), action, sides.cause, op, now));
+            }
+            if planned.len() >= BATCH {
+                break;
+            }
+        }
+        planned
+    }
+
+    fn add_link(&self, id: &LinkId, want: &LinkWant) -> Option<Op> {
+        let LinkWant { name, mac, mtu, group, kind } = want.clone();
+        let link = match (id, kind) {
+            (LinkId::Bridge(_), KindWant::Bridge) => NewLink::Bridge { name, mac, group },
+            (LinkId::Vxlan(_), KindWant::Vxlan { segment, .. }) => NewLink::Vxlan {
+                name,
+                mac,
+                mtu,
+                group,
+                vni: segment.vni.get(),
+                port: segment.port,
+                local: segment.local,
+                proxy: true,
+            },
+            (LinkId::Outer(endpoint), KindWant::Outer { .. }) => {
+                // A lone end of ours in the endpoint's namespace has to go first.
+                if self.links.observed_of(&LinkId::Inner(endpoint.clone())).is_some() {
+                    return None;
+                }
+                let local = &self.locals.get(endpoint)?.spec;
+                let inner = InnerAt { netns: local.netns.clone(), ifname: local.ifname.clone(), ifindex: None };
+                NewLink::Veth { name, mac, mtu, group, inner, inner_mac: local.mac }
+            }
+            _ => return None,
+        };
+        Some(Op::AddLink(link))
+    }
+
+    /// What to set so that the link fits, or as much of it as can be set yet.
+    fn set_link(&self, id: &LinkId, want: &LinkWant, link: &Link) -> Option<Op> {
+        if !want.same_device(link) {
+            return None;
+        }
+        let mut change = LinkChange {
+            name: (want.name != link.name).then(|| want.name.clone()),
+            mac: (want.mac != link.mac).then_some(want.mac),
+            mtu: (want.mtu != link.mtu).then_some(want.mtu),
+            group: (want.group != link.group).then_some(want.group),
+            up: (!link.up).then_some(true),
+            addr_gen_none: !link.addr_gen_none && !matches!(id, LinkId::Inner(_)),
+            ..LinkChange::default()
+        };
+        if let Some((bridge, port)) = want.port() {
+            // A port comes up only on its bridge.
+            let bridge = bridge?;
+            change.master = (link.master != Some(bridge)).then_some(bridge);
+            change.port = (change.master.is_some() || link.port != Some(port)).then_some(port);
+        }
+        match (&want.kind, &link.kind) {
+            (KindWant::Vxlan { segment, .. }, LinkKind::Vxlan(vxlan)) => {
+                change.local = (vxlan.local != Some(segment.local)).then_some(segment.local);
+                change.learning_off = vxlan.learning;
+            }
+            (KindWant::Bridge, LinkKind::Bridge { mcast_snooping }) => change.mcast_snooping_off = *mcast_snooping,
+            _ => {}
+        }
+        let place = match id {
+            LinkId::Inner(endpoint) => self.inner_place(endpoint),
+            _ => Place::Overlay,
+        };
+        (change != LinkChange::default()).then_some(Op::SetLink { place, ifindex: link.ifindex, change })
+    }
+
+    fn inner_place(&self, endpoint: &EndpointId) -> Place {
+        Place::Inner(self.locals.get(endpoint).map(|local| local.spec.netns.clone()).unwrap_or_default())
+    }
+
+    fn place_of(&self, id: &LinkId) -> Place {
+        match id {
+            LinkId::Inner(endpoint) => self.inner_place(endpoint),
+            _ => Place::Overlay,
+        }
+    }
+
+    fn plan_addresses(&self, now: Time) -> Vec<Planned> {
+        if !self.ours() {
+            return Vec::new();
+        }
+        let mut removals = Vec::new();
+        let mut planned = Vec::new();
+        for key in self.addresses.differing() {
+            let (id, net) = key;
+            let Some(link) = self.links.observed_of(id) else { continue };
+            let Some(sides) = self.addresses.get(key) else { continue };
+            let (place, ifindex, net) = (self.place_of(id), link.ifindex, *net);
+            let key = Key::Address(id.clone(), net);
+            if sides.desired.is_some() {
+                let op = Op::AddAddress { place, ifindex, net };
+                planned.extend(self.planned(key, Action::Add, sides.cause, op, now));
+            } else if self.links.desired_of(id).is_some() {
+                let op = Op::DeleteAddress { place, ifindex, net };
+                removals.extend(self.planned(key, Action::Delete, sides.cause, op, now));
+            }
+        }
+        // An address with another prefix length is in the way of the right one (IPv6 allows an address once per link).
+        removals.append(&mut planned);
+        removals.truncate(BATCH);
+        removals
+    }
+
+    /// FDB rows and neighbours, interleaved: rows allocate memory in a way that a long run of them starves. What is missing
+    /// is made before what is too much goes.
+    fn plan_rows(&self, now: Time) -> Vec<Planned> {
+        if !self.ours() {
+            return Vec::new();
+        }
+        let half = BATCH / 2;
+        let fdb = self.tunnel_ops(now).chain(self.bridge_row_ops(now));
+        let (fdb, neighbours): (Vec<_>, Vec<_>) =
+            (fdb.take(half).collect(), self.neighbour_ops(now).take(half).collect());
+        let (puts, deletes) = interleave(fdb, neighbours).partition::<Vec<_>, _>(|p| p.action != Action::Delete);
+        if puts.is_empty() { deletes } else { puts.into_iter().chain(deletes).collect() }
+    }
+
+    fn tunnel_ops(&self, now: Time) -> impl Iterator<Item = Planned> {
+        self.tunnels.differing().filter_map(move |key| {
+            let sides = self.tunnels.get(key)?;
+            self.links.desired_of(&LinkId::Vxlan(key.vni))?;
+            let ifindex = self.links.observed_of(&LinkId::Vxlan(key.vni))?.ifindex;
+            let (action, op) = match (sides.desired, sides.observed) {
+                (Some(dst), None) => (Action::Add, Op::PutFdb { ifindex, mac: key.mac, dst }),
+                (Some(dst), Some(_)) => (Action::Replace, Op::PutFdb { ifindex, mac: key.mac, dst }),
+                (None, _) => (Action::Delete, Op::DeleteFdb { ifindex, mac: key.mac, dst: key.dst }),
+            };
+            self.planned(Key::Tunnel(*key), action, sides.cause, op, now)
+        })
+    }
+
+    fn bridge_row_ops(&self, now: Time) -> impl Iterator<Item = Planned> {
+        self.bridge_rows.differing().filter_map(move |key| {
+            let sides = self.bridge_rows.get(key)?;
+            let planned = |action, op| self.planned(Key::BridgeRow(*key), action, sides.cause, op, now);
+            match (&sides.desired, &sides.observed) {
+                (Some(endpoint), observed) => {
+                    let port = self.links.observed_of(&LinkId::Outer(endpoint.clone()))?;
+                    // A row can be set only on a port of the bridge.
+                    let joined = port.master.is_some() && port.master == self.bridge_index(key.vni);
+                    let action = if observed.is_some() { Action::Replace } else { Action::Add };
+                    joined.then(|| planned(action, Op::PutBridgeRow { ifindex: port.ifindex, mac: key.mac })).flatten()
+                }
+                (None, Some(seen)) => {
+                    // The row of a link that is on its way out goes with it.
+                    let id = self.by_index.get(&seen.ifindex)?;
+                    self.links.desired_of(id)?;
+                    planned(Action::Delete, Op::DeleteBridgeRow { ifindex: seen.ifindex, mac: key.mac })
+                }
+                (None, None) => None,
+            }
+        })
+    }
+
+    fn neighbour_ops(&self, now: Time) -> impl Iterator<Item = Planned> {
+        self.neighbours.differing().filter_map(move |key| {
+            let sides = self.neighbours.get(key)?;
+            let id = if key.on_bridge { LinkId::Bridge(key.vni) } else { LinkId::Vxlan(key.vni) };
+            let mac = self.links.desired_of(&id)?.mac;
+            // Bringing the link up, or giving it its address, would flush what is set before.
+            let link = self.links.observed_of(&id).filter(|link| link.up && link.mac == mac)?;
+            let (ifindex, ip) = (link.ifindex, key.ip);
+            let (action, op) = match (sides.desired, sides.observed) {
+                (Some(mac), None) => (Action::Add, Op::PutNeighbour { ifindex, ip, mac }),
+                (Some(mac), Some(_)) => (Action::Replace, Op::PutNeighbour { ifindex, ip, mac }),
+                (None, _) => (Action::Delete, Op::DeleteNeighbour { ifindex, ip }),
+            };
+            self.planned(Key::Neighbour(*key), action, sides.cause, op, now)
+        })
+    }
+
+    /// Where to read a link that was just made.
+    pub(super) fn new_link_name(op: &Op) -> Option<LinkRef> {
+        match op {
+            Op::AddLink(NewLink::Bridge { name, .. } | NewLink::Vxlan { name, .. } | NewLink::Veth { name, .. }) => {
+                Some(LinkRef::Name(name.clone()))
+            }
+            _ => None,
+        }
+    }
+}
+
+fn interleave(a: Vec<Planned>, b: Vec<Planned>) -> impl Iterator<Item = Planned> {
+    let (mut a, mut b) = (a.into_iter(), b.into_iter());
+    let mut from_a = false;
+    std::iter::from_fn(move || {
+        from_a = !from_a;
+        if from_a { a.next().or_else(|| b.next()) } else { b.next().or_else(|| a.next()) }
+    })
+}

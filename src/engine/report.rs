@@ -1,0 +1,136 @@
+//! What an engine says of itself: notes of what happened, and a summary of where it stands.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use super::{delta::Cause, key::Kind, seam::Action};
+
+/// Why an object is not as desired: the `reason` label of drift.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum DriftReason {
+    /// It was there and is not.
+    Missing,
+    /// It is there, but different.
+    Changed,
+    /// It is there and should not be.
+    Unexpected,
+}
+
+impl DriftReason {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Missing, Self::Changed, Self::Unexpected];
+
+    /// The metric label.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Missing => "missing",
+            Self::Changed => "changed",
+            Self::Unexpected => "unexpected",
+        }
+    }
+}
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Note {
+    /// Somebody else changed an object.
+    Drift {
+        /// What kind of object.
+        kind: Kind,
+        /// How it differs.
+        reason: DriftReason,
+        /// Which one, for people.
+        object: String,
+    },
+    /// An operation of ours ended a drift.
+    Repaired {
+        /// What kind of object.
+        kind: Kind,
+        /// From the first sign of the foreign change to the acknowledgement.
+        took: Duration,
+        /// Which one, for people.
+        object: String,
+    },
+    /// A repair failed and will be tried again.
+    RepairFailed {
+        /// What kind of object.
+        kind: Kind,
+    },
+    /// An operation was answered.
+    Op {
+        /// What kind of object.
+        kind: Kind,
+        /// What was done to it.
+        action: Action,
+        /// Why.
+        cause: Cause,
+        /// The failure's words; `None` when it was acknowledged.
+        failure: Option<String>,
+        /// Which one, for people; only with a failure.
+        object: Option<String>,
+    },
+    /// An object is rewritten again and again by somebody else: repairs of it are now spaced out.
+    Damped {
+        /// Which one, for people.
+        object: String,
+        /// Until the next repair.
+        pause: Duration,
+    },
+    /// Everything is being read again.
+    Resync {
+        /// Why: `periodic`, `overrun`, `start`.
+        reason: &'static str,
+    },
+    /// All of a resync was read and what it found was sent.
+    Resynced {
+        /// How long it took.
+        took: Duration,
+    },
+    /// Events were lost.
+    Overrun,
+    /// A read failed and will be tried again.
+    ReadFailed {
+        /// What was asked, and the failure's words.
+        message: String,
+    },
+    /// The kernel is as the store's revision says.
+    Applied {
+        /// The store's revision.
+        revision: i64,
+        /// Since the first watch event that had not been applied was received.
+        took: Duration,
+    },
+}
+
+/// An object that cannot be made now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Blocked {
+    /// Which one, for people.
+    pub object: String,
+    /// What kind of object.
+    pub kind: Kind,
+    /// The `reason` label, from a closed set.
+    pub reason: &'static str,
+    /// The kernel's own words.
+    pub message: String,
+}
+
+/// Where a network stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// Observed is desired.
+    pub in_sync: bool,
+    /// The newest revision that was heard of.
+    pub revision: i64,
+    /// The newest revision that was wholly applied.
+    pub applied_revision: i64,
+    /// Desired and observed objects by kind.
+    pub objects: BTreeMap<Kind, (u64, u64)>,
+    /// What cannot be made now.
+    pub blocked: Vec<Blocked>,
+    /// Open drift by kind.
+    pub drifting: BTreeMap<Kind, u64>,
+    /// Damped objects by kind.
+    pub damped: BTreeMap<Kind, u64>,
+    /// Local endpoints whose namespace is not there.
+    pub waiting_endpoints: u64,
+}

@@ -1,0 +1,184 @@
+//! What has to be read before anything can be decided, and in which order.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{
+    key::{LinkId, NeighbourKey},
+    network::{Local, Netns, Network},
+    object::{InnerAt, LinkKind},
+    seam::{FdbPoint, LinkRef, Query},
+    time::Time,
+};
+use crate::model::EndpointId;
+
+/// How many rows one query looks up: replies of so many fit a socket's receive buffer.
+const POINTS: usize = 256;
+
+/// Why something is read, which decides whether a difference that shows is somebody else's doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum ReadCause {
+    /// A sign of foreign change, or a resync.
+    Foreign,
+    /// An operation of ours.
+    Own,
+    /// It was never read: what it is like is history, not drift.
+    First,
+}
+
+/// What is to be read.
+#[derive(Debug, Default)]
+pub(super) struct Unread {
+    pub(super) netns: Option<ReadCause>,
+    pub(super) links: Option<ReadCause>,
+    pub(super) link: BTreeMap<LinkRef, ReadCause>,
+    pub(super) inner: BTreeMap<EndpointId, ReadCause>,
+    pub(super) fdb_dumps: BTreeMap<u32, ReadCause>,
+    pub(super) neighbour_dumps: BTreeMap<u32, ReadCause>,
+    /// Rows to look up again. Their links are looked at after them, before a difference is judged.
+    pub(super) fdb: BTreeSet<FdbPoint>,
+    pub(super) neighbours: BTreeSet<(u32, std::net::IpAddr)>,
+    /// Namespaces whose path shows but that are not mounted yet, and when to look again.
+    pub(super) looks: BTreeMap<EndpointId, Time>,
+    /// A full dump of all rows follows the links.
+    pub(super) all_rows: Option<ReadCause>,
+    /// Reads that failed rest until then.
+    pub(super) paused_until: Option<Time>,
+    pub(super) failures: u32,
+}
+
+impl Unread {
+    pub(super) fn is_empty(&self) -> bool {
+        self.netns.is_none()
+            && self.links.is_none()
+            && self.link.is_empty()
+            && self.inner.is_empty()
+            && self.fdb_dumps.is_empty()
+            && self.neighbour_dumps.is_empty()
+            && self.fdb.is_empty()
+            && self.neighbours.is_empty()
+            && self.all_rows.is_none()
+    }
+
+    /// All of the overlay namespace is to be read again.
+    pub(super) fn everything(&mut self) {
+        self.links = Some(ReadCause::Foreign);
+        self.all_rows = Some(ReadCause::Foreign);
+    }
+
+    /// Nothing of the overlay namespace can be read: it is gone.
+    pub(super) fn forget_namespace(&mut self) {
+        let inner = std::mem::take(&mut self.inner);
+        let looks = std::mem::take(&mut self.looks);
+        *self = Self { inner, looks, netns: self.netns, ..Self::default() };
+    }
+
+    /// A link is to be read; a foreign sign beats the echo of our own operation.
+    pub(super) fn link(&mut self, link: LinkRef, cause: ReadCause) {
+        self.link.entry(link).and_modify(|had| *had = (*had).min(cause)).or_insert(cause);
+    }
+
+    /// An endpoint's end is to be read.
+    pub(super) fn inner(&mut self, id: EndpointId, cause: ReadCause) {
+        self.inner.entry(id).and_modify(|had| *had = (*had).min(cause)).or_insert(cause);
+    }
+
+    pub(super) fn next_look(&self) -> Option<Time> {
+        self.looks.values().copied().chain(self.paused_until).min()
+    }
+}
+
+impl Network {
+    /// The next thing to read: the namespace before its links, links before rows.
+    pub(super) fn next_query(&mut self, now: Time) -> Option<(Query, ReadCause)> {
+        if self.unread.paused_until.is_some_and(|until| until > now) {
+            return None;
+        }
+        self.unread.paused_until = None;
+        let due: Vec<EndpointId> =
+            self.unread.looks.iter().filter(|(_, at)| **at <= now).map(|(id, _)| id.clone()).collect();
+        for id in due {
+            self.unread.looks.remove(&id);
+            self.unread.inner(id, ReadCause::Foreign);
+        }
+        if let Some(cause) = self.unread.netns.take() {
+            return Some((Query::Netns, cause));
+        }
+        if matches!(self.netns, Netns::Ours(_))
+            && let Some(query) = self.next_in_namespace()
+        {
+            return Some(query);
+        }
+        while let Some((id, cause)) = self.unread.inner.pop_first() {
+            if let Some(local) = self.locals.get(&id) {
+                let query = Query::Inner(self.inner_at(&id, local));
+                self.asked_inner = Some(id);
+                return Some((query, cause));
+            }
+        }
+        None
+    }
+
+    fn next_in_namespace(&mut self) -> Option<(Query, ReadCause)> {
+        if let Some(cause) = self.unread.links.take() {
+            self.unread.link.clear();
+            return Some((Query::Links, cause));
+        }
+        if let Some((link, cause)) = self.unread.link.pop_first() {
+            return Some((Query::Link(link), cause));
+        }
+        if let Some(cause) = self.unread.all_rows.take() {
+            for (ifindex, id) in &self.by_index {
+                match id {
+                    LinkId::Vxlan(_) => {
+                        self.unread.fdb_dumps.insert(*ifindex, cause);
+                        self.unread.neighbour_dumps.insert(*ifindex, cause);
+                    }
+                    LinkId::Bridge(_) => {
+                        self.unread.neighbour_dumps.insert(*ifindex, cause);
+                    }
+                    LinkId::Outer(_) => {
+                        self.unread.fdb_dumps.insert(*ifindex, cause);
+                    }
+                    LinkId::Inner(_) | LinkId::Stray(_) => {}
+                }
+            }
+        }
+        if let Some((ifindex, cause)) = self.unread.fdb_dumps.pop_first() {
+            return Some((Query::FdbDump(ifindex), cause));
+        }
+        if let Some((ifindex, cause)) = self.unread.neighbour_dumps.pop_first() {
+            return Some((Query::NeighbourDump(ifindex), cause));
+        }
+        if !self.unread.fdb.is_empty() {
+            let points = take_some(&mut self.unread.fdb);
+            return Some((Query::FdbRows(points), ReadCause::Foreign));
+        }
+        if !self.unread.neighbours.is_empty() {
+            let points = take_some(&mut self.unread.neighbours);
+            return Some((Query::NeighbourRows(points), ReadCause::Foreign));
+        }
+        None
+    }
+
+    /// Where to look for the endpoint's end: by the index that the other end tells, else by its name.
+    fn inner_at(&self, id: &EndpointId, local: &Local) -> InnerAt {
+        let outer = self.links.observed_of(&LinkId::Outer(id.clone()));
+        let ifindex = outer.and_then(|link| match link.kind {
+            LinkKind::Veth { peer, .. } => peer,
+            _ => None,
+        });
+        InnerAt { netns: local.spec.netns.clone(), ifname: local.spec.ifname.clone(), ifindex }
+    }
+
+    /// Queues a row of a neighbour table to be looked up.
+    pub(super) fn read_neighbour(&mut self, key: &NeighbourKey) {
+        let link = if key.on_bridge { LinkId::Bridge(key.vni) } else { LinkId::Vxlan(key.vni) };
+        if let Some(ifindex) = self.links.observed_of(&link).map(|link| link.ifindex) {
+            self.unread.neighbours.insert((ifindex, key.ip));
+        }
+    }
+}
+
+fn take_some<T: Ord>(set: &mut BTreeSet<T>) -> Vec<T> {
+    std::iter::from_fn(|| set.pop_first()).take(POINTS).collect()
+}

@@ -1,0 +1,324 @@
+//! From a network's desired spec and endpoints to the desired side of the tables.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use super::{
+    delta::Fits,
+    key::{BridgeRowKey, LinkId, NeighbourKey, TunnelKey},
+    network::{InnerStatus, Local, Netns, Network},
+    object::{Link, LinkKind, Port},
+    time::Time,
+    unread::ReadCause,
+};
+use crate::{
+    desired::{EndpointSpec, LocalEndpoint, NetworkSpec, Segment, Update},
+    model::{EndpointId, Mac, Vni},
+    retry::stable_hash,
+};
+
+/// What a link should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinkWant {
+    /// Its name.
+    pub name: String,
+    /// Its MAC address.
+    pub mac: Mac,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// Its link group.
+    pub group: u32,
+    /// What it is.
+    pub kind: KindWant,
+}
+
+/// What is particular to each kind of link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KindWant {
+    /// A bridge without multicast snooping.
+    Bridge,
+    /// A VXLAN device without learning, with proxy, a port of its segment's bridge.
+    Vxlan {
+        /// The segment, for VNI, port and source address.
+        segment: Box<Segment>,
+        /// The bridge's index; `None` until there is one.
+        bridge: Option<u32>,
+    },
+    /// The overlay end of a veth pair, a port of its segment's bridge.
+    Outer {
+        /// The bridge's index; `None` until there is one.
+        bridge: Option<u32>,
+    },
+    /// The endpoint's end of a veth pair.
+    Inner {
+        /// The other end's index; `None` until there is one.
+        outer: Option<u32>,
+    },
+}
+
+impl LinkWant {
+    /// The bridge that it should be a port of, and how; `None` where it is no port.
+    pub fn port(&self) -> Option<(Option<u32>, Port)> {
+        match &self.kind {
+            KindWant::Bridge | KindWant::Inner { .. } => None,
+            // The tunnel takes what no endpoint of this host has; with flood off remote endpoints would be unreachable.
+            KindWant::Vxlan { bridge, .. } => Some((*bridge, Port { learning: false, unicast_flood: true })),
+            KindWant::Outer { bridge } => Some((*bridge, Port { learning: false, unicast_flood: false })),
+        }
+    }
+
+    /// Sets the bridge that a port should be of.
+    pub(super) fn join(&mut self, ifindex: u32) {
+        if let KindWant::Vxlan { bridge, .. } | KindWant::Outer { bridge } = &mut self.kind {
+            *bridge = Some(ifindex);
+        }
+    }
+
+    /// Whether the link is what it should be in all that can only be set when it is made.
+    pub fn same_device(&self, link: &Link) -> bool {
+        match (&self.kind, &link.kind) {
+            (KindWant::Bridge, LinkKind::Bridge { .. }) | (KindWant::Outer { .. }, LinkKind::Veth { .. }) => true,
+            (KindWant::Vxlan { segment, .. }, LinkKind::Vxlan(vxlan)) => {
+                vxlan.vni == segment.vni.get() && vxlan.port == segment.port && vxlan.proxy
+            }
+            (KindWant::Inner { outer }, LinkKind::Veth { peer, .. }) => outer.is_some() && outer == peer,
+            _ => false,
+        }
+    }
+
+    fn kind_fits(&self, link: &Link) -> bool {
+        match (&self.kind, &link.kind) {
+            (KindWant::Bridge, LinkKind::Bridge { mcast_snooping }) => !mcast_snooping,
+            (KindWant::Vxlan { segment, .. }, LinkKind::Vxlan(vxlan)) => {
+                vxlan.local == Some(segment.local) && !vxlan.learning
+            }
+            _ => true,
+        }
+    }
+}
+
+impl Fits<Link> for LinkWant {
+    fn fits(&self, link: &Link) -> bool {
+        let port_fits = match self.port() {
+            Some((bridge, port)) => bridge.is_some() && link.master == bridge && link.port == Some(port),
+            None => true,
+        };
+        // IPv6 inside the endpoint's namespace is the endpoint's own affair.
+        let quiet = link.addr_gen_none || matches!(self.kind, KindWant::Inner { .. });
+        self.name == link.name
+            && self.mac == link.mac
+            && self.mtu == link.mtu
+            && self.group == link.group
+            && link.up
+            && quiet
+            && port_fits
+            && self.same_device(link)
+            && self.kind_fits(link)
+    }
+}
+
+/// The name of the overlay end of an endpoint's veth pair: found again without any memory.
+pub fn outer_name(id: &EndpointId) -> String {
+    format!("veth{:011x}", stable_hash(id.to_string().as_bytes()) & 0xfff_ffff_ffff)
+}
+
+/// A locally administered address for a device whose own address never shows in the overlay's traffic. It must be neither
+/// the gateway's nor an endpoint's: with the bridge's address on the VXLAN device, frames of remote gateways vanish.
+fn device_mac(of: &str) -> Mac {
+    let [a, b, c, d, ..] = stable_hash(of.as_bytes()).to_be_bytes();
+    Mac::new([0x02, 0x76, a, b, c, d])
+}
+
+impl Network {
+    /// Takes a change of what is desired; `now` is when its watch event was received.
+    pub fn want(&mut self, update: Update, now: Time) {
+        self.told = true;
+        self.revision = update.revision;
+        self.waiting_since.get_or_insert(now);
+        // All removals come first: an endpoint that moves has the same rows under another identity, and stays in place.
+        for (id, _) in &update.endpoints {
+            if let Some(old) = self.endpoints.remove(id) {
+                self.set_rows(id, &old, false);
+                if update
+                    .endpoints
+                    .iter()
+                    .all(|(other, new)| other != id || !matches!(new, Some(EndpointSpec::Local(_))))
+                {
+                    self.forget_local(id);
+                }
+            }
+        }
+        let spec_changed = update.spec.is_some();
+        if let Some(spec) = update.spec {
+            self.set_spec(spec);
+        }
+        for (id, new) in update.endpoints {
+            if let Some(new) = new {
+                if let EndpointSpec::Local(local) = &new {
+                    self.remember_local(&id, local);
+                }
+                self.set_rows(&id, &new, true);
+                self.endpoints.insert(id, new);
+            }
+        }
+        if spec_changed && self.spec.is_none() {
+            let gone = std::mem::take(&mut self.endpoints);
+            for (id, old) in &gone {
+                self.set_rows(id, old, false);
+                self.forget_local(id);
+            }
+        }
+    }
+
+    fn set_spec(&mut self, spec: Option<Arc<NetworkSpec>>) {
+        let segments = |spec: &Option<Arc<NetworkSpec>>| -> BTreeMap<Vni, Segment> {
+            spec.iter().flat_map(|spec| &spec.segments).map(|segment| (segment.vni, segment.clone())).collect()
+        };
+        let (old, new) = (segments(&self.spec), segments(&spec));
+        self.spec = spec;
+        for (vni, segment) in &old {
+            for gateway in &segment.gateways {
+                if new.get(vni).is_none_or(|new| !new.gateways.contains(gateway)) {
+                    self.addresses.want(&(LinkId::Bridge(*vni), *gateway), None);
+                }
+            }
+            if !new.contains_key(vni) {
+                self.links.want(&LinkId::Bridge(*vni), None);
+                self.links.want(&LinkId::Vxlan(*vni), None);
+            }
+        }
+        for (vni, segment) in &new {
+            for gateway in &segment.gateways {
+                self.addresses.want(&(LinkId::Bridge(*vni), *gateway), Some(()));
+            }
+        }
+        self.refresh_links();
+        if self.unnumbered() && matches!(self.netns, Netns::Ours(_)) {
+            self.unread.links.get_or_insert(ReadCause::Own);
+        }
+    }
+
+    /// Sets or clears the rows that an endpoint stands for.
+    fn set_rows(&mut self, id: &EndpointId, spec: &EndpointSpec, wanted: bool) {
+        match spec {
+            EndpointSpec::Remote(remote) => {
+                let key = TunnelKey { vni: remote.vni, mac: remote.mac, dst: None };
+                self.tunnels.want(&key, wanted.then_some(remote.vtep));
+                for ip in &remote.ips {
+                    let key = NeighbourKey { vni: remote.vni, on_bridge: false, ip: *ip };
+                    self.neighbours.want(&key, wanted.then_some(remote.mac));
+                }
+            }
+            EndpointSpec::Local(local) => {
+                let wired = wanted && self.locals.get(id).is_some_and(Local::wired);
+                self.bridge_rows.want(&BridgeRowKey { vni: local.vni, mac: local.mac }, wired.then(|| id.clone()));
+                for net in &local.addresses {
+                    self.addresses.want(&(LinkId::Inner(id.clone()), *net), wired.then_some(()));
+                }
+                if wired {
+                    self.refresh_local(id);
+                } else {
+                    self.links.want(&LinkId::Outer(id.clone()), None);
+                    self.links.want(&LinkId::Inner(id.clone()), None);
+                }
+            }
+        }
+    }
+
+    fn remember_local(&mut self, id: &EndpointId, spec: &LocalEndpoint) {
+        match self.locals.get_mut(id) {
+            Some(local) if local.spec.netns == spec.netns => local.spec = spec.clone(),
+            _ => {
+                self.forget_local(id);
+                self.by_path.entry(spec.netns.clone()).or_default().insert(id.clone());
+                self.locals.insert(id.clone(), Local::new(spec.clone()));
+            }
+        }
+        self.unread.inner(id.clone(), ReadCause::First);
+    }
+
+    fn forget_local(&mut self, id: &EndpointId) {
+        if let Some(local) = self.locals.remove(id) {
+            if let Some(at_path) = self.by_path.get_mut(&local.spec.netns) {
+                at_path.remove(id);
+                if at_path.is_empty() {
+                    self.by_path.remove(&local.spec.netns);
+                }
+            }
+            self.unread.inner.remove(id);
+            // What is left of it in a namespace that is still there goes with the other end of the pair.
+            self.observe_gone(&LinkId::Inner(id.clone()));
+        }
+    }
+
+    /// Sets whether a local endpoint's namespace is there to be wired.
+    pub(super) fn set_inner_status(&mut self, id: &EndpointId, status: InnerStatus) {
+        let Some(local) = self.locals.get_mut(id) else { return };
+        let was_wired = local.wired();
+        local.status = status;
+        if local.wired() != was_wired {
+            let spec = EndpointSpec::Local(local.spec.clone());
+            self.set_rows(id, &spec, true);
+        }
+    }
+
+    /// Sets the desired side of all links, where it depends on what was found: numbers in names, indices of bridges.
+    pub(super) fn refresh_links(&mut self) {
+        let Some(spec) = self.spec.clone() else { return };
+        for segment in &spec.segments {
+            self.refresh_segment(segment);
+        }
+        let ids: Vec<EndpointId> = self.locals.keys().cloned().collect();
+        for id in ids {
+            self.refresh_local(&id);
+        }
+    }
+
+    fn refresh_segment(&mut self, segment: &Segment) {
+        let Some(number) = self.numbers.get(&segment.vni).copied() else { return };
+        let bridge = LinkWant {
+            name: format!("br{number}"),
+            mac: segment.gateway_mac,
+            mtu: segment.mtu,
+            group: self.config.group,
+            kind: KindWant::Bridge,
+        };
+        self.links.want(&LinkId::Bridge(segment.vni), Some(bridge));
+        let vxlan = LinkWant {
+            name: format!("vxlan{}", number + 1),
+            mac: device_mac(&format!("{} {}", segment.local, segment.vni)),
+            mtu: segment.mtu,
+            group: self.config.group,
+            kind: KindWant::Vxlan { segment: Box::new(segment.clone()), bridge: self.bridge_index(segment.vni) },
+        };
+        self.links.want(&LinkId::Vxlan(segment.vni), Some(vxlan));
+    }
+
+    /// Sets the desired side of a wired endpoint's two ends.
+    pub(super) fn refresh_local(&mut self, id: &EndpointId) {
+        let Some(local) = self.locals.get(id).filter(|local| local.wired()) else { return };
+        let local = &local.spec;
+        let Some(segment) = self.spec.as_ref().and_then(|spec| spec.segment(local.vni)) else { return };
+        let outer = LinkWant {
+            name: outer_name(id),
+            mac: device_mac(&format!("{} {id}", self.config.name)),
+            mtu: segment.mtu,
+            group: self.config.group,
+            kind: KindWant::Outer { bridge: self.bridge_index(local.vni) },
+        };
+        let inner = LinkWant {
+            name: local.ifname.clone(),
+            mac: local.mac,
+            mtu: segment.mtu,
+            group: self.config.group,
+            kind: KindWant::Inner {
+                outer: self.links.observed_of(&LinkId::Outer(id.clone())).map(|link| link.ifindex),
+            },
+        };
+        self.links.want(&LinkId::Outer(id.clone()), Some(outer));
+        self.links.want(&LinkId::Inner(id.clone()), Some(inner));
+    }
+
+    pub(super) fn bridge_index(&self, vni: Vni) -> Option<u32> {
+        self.links.observed_of(&LinkId::Bridge(vni)).map(|link| link.ifindex)
+    }
+}
