@@ -86,18 +86,20 @@ impl<K: Ord + Clone, D: Fits<O> + PartialEq, O: PartialEq> Table<K, D, O> {
         });
     }
 
-    /// Sets the observed side to what was read or acknowledged; `None` when it is not there. True when that is news.
+    /// Sets the observed side to what was read or acknowledged; `None` when it is not there. True when the sides agreed
+    /// before and do so no longer: observed left desired.
     pub fn saw(&mut self, key: &K, observed: Option<O>, cause: Cause) -> bool {
         let had = self.observed_of(key);
         if had == observed.as_ref() {
             return false;
         }
+        let agreed = !self.differs(key);
         self.observed = self.observed + usize::from(observed.is_some()) - usize::from(had.is_some());
         self.update(key, |sides| {
             sides.observed = observed;
             sides.cause = cause;
         });
-        true
+        agreed && self.differs(key)
     }
 
     fn update(&mut self, key: &K, change: impl FnOnce(&mut Sides<D, O>)) {

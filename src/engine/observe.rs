@@ -207,9 +207,7 @@ impl Network {
         };
         let Some(link) = link else {
             if let Some(id) = known {
-                if cause == ReadCause::Foreign {
-                    self.drift.suspect(Key::Link(id.clone()));
-                }
+                self.suspect_link(&id, cause);
                 self.observe_gone(&id);
                 self.link_moved(&id);
             }
@@ -235,6 +233,13 @@ impl Network {
         }
         if new || before.is_some_and(|before| before.kind != link.kind) {
             self.link_moved(&id);
+        }
+    }
+
+    /// A link that was as it should be is about to be found gone.
+    fn suspect_link(&mut self, id: &LinkId, cause: ReadCause) {
+        if cause == ReadCause::Foreign && !self.links.differs(id) && self.links.observed_of(id).is_some() {
+            self.drift.suspect(Key::Link(id.clone()));
         }
     }
 
@@ -434,9 +439,7 @@ impl Network {
                 self.observe_addresses(&inner, &addresses, cause);
             }
             None => {
-                if self.links.observed_of(&inner).is_some() && cause == ReadCause::Foreign {
-                    self.drift.suspect(Key::Link(inner.clone()));
-                }
+                self.suspect_link(&inner, cause);
                 self.observe_gone(&inner);
             }
         }
