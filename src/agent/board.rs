@@ -1,0 +1,136 @@
+//! Where every network stands, as its thread last said: what the pages show.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use crate::{
+    engine::{Kind, Summary},
+    metrics::{Metrics, as_gauge},
+    model::Name,
+};
+
+/// A turn that takes longer than this does not turn.
+const STUCK: Duration = Duration::from_secs(120);
+
+/// One network's state.
+#[derive(Debug, Default)]
+struct Entry {
+    summary: Summary,
+    /// It has come to rest at least once.
+    settled: bool,
+    posted: u64,
+    handled: u64,
+    busy_since: Option<Instant>,
+}
+
+/// The board.
+#[derive(Debug, Default)]
+pub(super) struct Board {
+    entries: Mutex<BTreeMap<Name, Entry>>,
+}
+
+/// All networks together.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Totals {
+    /// Networks on this node.
+    pub(super) networks: usize,
+    /// Those that are in sync.
+    pub(super) in_sync: usize,
+    /// Those that have come to rest at least once.
+    pub(super) settled: usize,
+    /// The lowest revision that a network which is not in sync has applied; `None` when all are in sync.
+    pub(super) behind: Option<i64>,
+    /// Objects that cannot be made, with their network.
+    pub(super) blocked: Vec<(Name, crate::engine::Blocked)>,
+    /// Observed objects by kind.
+    pub(super) observed: BTreeMap<Kind, u64>,
+}
+
+impl Board {
+    fn entries(&self) -> MutexGuard<'_, BTreeMap<Name, Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Something was put in the network's mailbox.
+    pub(super) fn posted(&self, name: &Name, posted: u64) {
+        self.entries().entry(name.clone()).or_default().posted = posted;
+    }
+
+    /// The network's thread begins a turn.
+    pub(super) fn begin(&self, name: &Name) {
+        self.entries().entry(name.clone()).or_default().busy_since = Some(Instant::now());
+    }
+
+    /// The network's thread ends a turn in which it had taken what was put in up to `handled`.
+    pub(super) fn end(&self, name: &Name, summary: Summary, rests: bool, handled: u64) {
+        let mut entries = self.entries();
+        let entry = entries.entry(name.clone()).or_default();
+        entry.busy_since = None;
+        entry.settled |= rests;
+        entry.handled = handled;
+        entry.summary = summary;
+    }
+
+    /// The network is not here any more.
+    pub(super) fn remove(&self, name: &Name) {
+        self.entries().remove(name);
+    }
+
+    /// A network whose thread does not turn.
+    pub(super) fn stuck(&self) -> Option<Name> {
+        let entries = self.entries();
+        let stuck = |entry: &Entry| entry.busy_since.is_some_and(|since| since.elapsed() > STUCK);
+        entries.iter().find(|(_, entry)| stuck(entry)).map(|(name, _)| name.clone())
+    }
+
+    /// Sums up.
+    pub(super) fn totals(&self) -> Totals {
+        let mut totals = Totals::default();
+        for (name, entry) in self.entries().iter() {
+            let in_sync = entry.summary.in_sync && entry.handled >= entry.posted;
+            totals.networks += 1;
+            totals.in_sync += usize::from(in_sync);
+            totals.settled += usize::from(entry.settled);
+            if !in_sync {
+                let applied = entry.summary.applied_revision;
+                totals.behind = Some(totals.behind.map_or(applied, |behind| behind.min(applied)));
+            }
+            totals.blocked.extend(entry.summary.blocked.iter().map(|blocked| (name.clone(), blocked.clone())));
+            for (kind, (_, observed)) in &entry.summary.objects {
+                *totals.observed.entry(*kind).or_default() += observed;
+            }
+        }
+        totals
+    }
+
+    /// Sets the gauges that tell where the networks stand.
+    pub(super) fn show(&self, metrics: &Metrics) {
+        let entries = self.entries();
+        for gauges in [&metrics.in_sync, &metrics.desired, &metrics.observed] {
+            gauges.reset();
+        }
+        let (mut drifting, mut damped) = (BTreeMap::new(), BTreeMap::new());
+        for (name, entry) in entries.iter() {
+            let in_sync = entry.summary.in_sync && entry.handled >= entry.posted;
+            metrics.in_sync.with_label_values(&[name.as_str()]).set(i64::from(in_sync));
+            for (kind, (desired, observed)) in &entry.summary.objects {
+                let labels = [name.as_str(), kind.as_str()];
+                metrics.desired.with_label_values(&labels).set(as_gauge(*desired));
+                metrics.observed.with_label_values(&labels).set(as_gauge(*observed));
+            }
+            add(&mut drifting, &entry.summary.drifting);
+            add(&mut damped, &entry.summary.damped);
+        }
+        Metrics::set_by_kind(&metrics.drifting, &drifting);
+        Metrics::set_by_kind(&metrics.damped, &damped);
+    }
+}
+
+fn add(sums: &mut BTreeMap<Kind, u64>, counts: &BTreeMap<Kind, u64>) {
+    for (kind, count) in counts {
+        *sums.entry(*kind).or_default() += count;
+    }
+}

@@ -1,0 +1,80 @@
+//! A network's notes as log lines, at a bounded rate: ten thousand rows that drift at once are a number, not as many lines.
+
+use std::time::{Duration, Instant};
+
+use tracing::{debug, info, warn};
+
+use crate::{engine::Note, model::Name};
+
+/// So many lines …
+const LINES: u32 = 50;
+/// … in this time.
+const WINDOW: Duration = Duration::from_secs(1);
+
+/// A network's journal.
+#[derive(Debug)]
+pub(super) struct Journal {
+    network: Name,
+    since: Instant,
+    written: u32,
+    suppressed: u64,
+}
+
+impl Journal {
+    pub(super) fn new(network: Name) -> Self {
+        Self { network, since: Instant::now(), written: 0, suppressed: 0 }
+    }
+
+    pub(super) fn write(&mut self, note: &Note) {
+        if !self.allowed() {
+            self.suppressed += 1;
+            return;
+        }
+        let network = &self.network;
+        match note {
+            Note::Drift { kind, reason, object } => {
+                warn!(%network, kind = kind.as_str(), reason = reason.as_str(), object, "drift");
+            }
+            Note::Repaired { kind, took, object } => {
+                info!(%network, kind = kind.as_str(), object, micros = as_micros(*took), "repaired");
+            }
+            Note::RepairFailed { .. } => {}
+            Note::Op { failure: None, kind, action, cause, .. } => {
+                debug!(%network, kind = kind.as_str(), action = action.as_str(), cause = cause.as_str(), "done");
+            }
+            Note::Op { failure: Some(failure), action, object, .. } => {
+                let object = object.as_deref().unwrap_or_default();
+                warn!(%network, object, action = action.as_str(), %failure, "failed; tried again later");
+            }
+            Note::Damped { object, pause } => {
+                warn!(%network, object, pause_ms = as_millis(*pause), "somebody rewrites this again and again; repaired at intervals");
+            }
+            Note::Resync { reason } => debug!(%network, reason, "reading everything again"),
+            Note::Resynced { took } => debug!(%network, micros = as_micros(*took), "read everything again"),
+            Note::Overrun => warn!(%network, "the kernel lost events for us; reading everything again"),
+            Note::ReadFailed { message } => warn!(%network, %message, "cannot read the kernel; trying again"),
+            Note::Applied { revision, took } => {
+                info!(%network, revision, micros = as_micros(*took), "applied");
+            }
+        }
+    }
+
+    fn allowed(&mut self) -> bool {
+        if self.since.elapsed() > WINDOW {
+            if self.suppressed > 0 {
+                info!(network = %self.network, lines = self.suppressed, "more happened than was written here");
+            }
+            (self.since, self.written, self.suppressed) = (Instant::now(), 0, 0);
+        }
+        self.written += 1;
+        self.written <= LINES
+    }
+}
+
+fn as_micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn as_millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}

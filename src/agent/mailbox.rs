@@ -1,0 +1,214 @@
+//! What waits for a network's thread. Changes of one object coalesce, so that the box never holds more than the network has.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::{self, Read, Write},
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::net::UnixStream,
+    },
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use crate::{
+    desired::{EndpointSpec, NetworkSpec, Update},
+    engine::Time,
+    model::EndpointId,
+};
+
+/// More paths than this are not remembered one by one.
+const MOST_PATHS: usize = 1024;
+
+/// Changes of one network's desired side, newest state of each object.
+#[derive(Debug)]
+struct Pending {
+    revision: i64,
+    received: Time,
+    spec: Option<Option<Arc<NetworkSpec>>>,
+    endpoints: BTreeMap<EndpointId, Option<EndpointSpec>>,
+}
+
+/// All that a thread takes out at once.
+#[derive(Debug, Default)]
+pub(super) struct Work {
+    /// In order, each with when its first watch event was received.
+    pub(super) updates: Vec<(Update, Time)>,
+    /// Paths below the namespace roots that changed; `None` when there were too many to tell.
+    pub(super) paths: Option<BTreeSet<PathBuf>>,
+    pub(super) stop: bool,
+    /// How many times something was put in, ever.
+    pub(super) posted: u64,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    // A network that is dropped and comes back starts anew: what comes after a drop does not merge with what was before.
+    pending: Vec<Pending>,
+    paths: Option<BTreeSet<PathBuf>>,
+    stop: bool,
+    closed: bool,
+    posted: u64,
+}
+
+/// A network's mailbox.
+#[derive(Debug)]
+pub(super) struct Mailbox {
+    state: Mutex<State>,
+    waker: UnixStream,
+    waiter: UnixStream,
+}
+
+impl Mailbox {
+    pub(super) fn new() -> io::Result<Self> {
+        let (waker, waiter) = UnixStream::pair()?;
+        waker.set_nonblocking(true)?;
+        waiter.set_nonblocking(true)?;
+        let state = State { paths: Some(BTreeSet::new()), ..State::default() };
+        Ok(Self { state: Mutex::new(state), waker, waiter })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn post(&self, put: impl FnOnce(&mut State)) -> bool {
+        let mut state = self.state();
+        if state.closed {
+            return false;
+        }
+        put(&mut state);
+        state.posted += 1;
+        drop(state);
+        // A full pipe has woken the thread already.
+        let _ = (&self.waker).write(&[1]);
+        true
+    }
+
+    /// Puts a change in. False when the thread has ended, because the network was gone, and nothing was put in.
+    pub(super) fn update(&self, update: &Update, received: Time) -> bool {
+        self.post(|state| {
+            let endpoints = update.endpoints.iter().cloned();
+            match state.pending.last_mut() {
+                Some(last) if update.spec.is_none() => {
+                    last.revision = update.revision;
+                    last.endpoints.extend(endpoints);
+                }
+                _ => {
+                    let (revision, spec) = (update.revision, update.spec.clone());
+                    // A change of the whole that follows a drop, or replaces the same whole, makes what came before moot.
+                    if matches!(spec, Some(None)) {
+                        state.pending.clear();
+                    }
+                    state.pending.push(Pending { revision, received, spec, endpoints: endpoints.collect() });
+                }
+            }
+        })
+    }
+
+    /// Says that a path below a namespace root changed.
+    pub(super) fn path(&self, path: PathBuf) -> bool {
+        self.post(|state| {
+            if let Some(paths) = &mut state.paths {
+                paths.insert(path);
+                if paths.len() > MOST_PATHS {
+                    state.paths = None;
+                }
+            }
+        })
+    }
+
+    /// Says that changes of paths were lost.
+    pub(super) fn paths_lost(&self) -> bool {
+        self.post(|state| state.paths = None)
+    }
+
+    /// Asks the thread to end and to leave everything in place.
+    pub(super) fn stop(&self) {
+        self.post(|state| state.stop = true);
+    }
+
+    /// How many times something was put in, ever.
+    pub(super) fn posted(&self) -> u64 {
+        self.state().posted
+    }
+
+    /// Takes everything out.
+    pub(super) fn take(&self) -> Work {
+        let mut drained = [0; 64];
+        while matches!((&self.waiter).read(&mut drained), Ok(n) if n > 0) {}
+        let mut state = self.state();
+        let updates = std::mem::take(&mut state.pending).into_iter().map(|pending| {
+            let Pending { revision, received, spec, endpoints } = pending;
+            (Update { revision, spec, endpoints: endpoints.into_iter().collect() }, received)
+        });
+        Work {
+            updates: updates.collect(),
+            paths: state.paths.replace(BTreeSet::new()),
+            stop: state.stop,
+            posted: state.posted,
+        }
+    }
+
+    /// Closes the box if nothing is in it: from then on nothing can be put in.
+    pub(super) fn close_if_empty(&self) -> bool {
+        let mut state = self.state();
+        state.closed = state.pending.is_empty();
+        state.closed
+    }
+
+    /// Readable when something was put in.
+    pub(super) fn readable(&self) -> BorrowedFd<'_> {
+        self.waiter.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn update(revision: i64, endpoints: &[(&str, bool)], spec: Option<Option<Arc<NetworkSpec>>>) -> Update {
+        let id = |name: &str| EndpointId { node: "n".parse().unwrap(), endpoint: name.parse().unwrap() };
+        let remote = crate::desired::RemoteEndpoint {
+            vni: 1.try_into().unwrap(),
+            mac: crate::model::Mac::ZERO,
+            ips: Vec::new(),
+            vtep: std::net::Ipv4Addr::LOCALHOST.into(),
+        };
+        let state = |there: bool| there.then(|| EndpointSpec::Remote(remote.clone()));
+        Update { revision, spec, endpoints: endpoints.iter().map(|(name, there)| (id(name), state(*there))).collect() }
+    }
+
+    #[test]
+    fn changes_of_one_endpoint_coalesce_to_the_newest() {
+        let mailbox = Mailbox::new().unwrap();
+        for revision in 1..100 {
+            mailbox.update(&update(revision, &[("a", revision % 2 == 0)], None), Time::default());
+        }
+        let work = mailbox.take();
+        assert_eq!(work.updates.len(), 1);
+        assert_eq!(work.updates[0].0, update(99, &[("a", false)], None));
+        assert_eq!(mailbox.take().updates.len(), 0);
+    }
+
+    #[test]
+    fn a_drop_is_never_merged_into_what_comes_after_it() {
+        let mailbox = Mailbox::new().unwrap();
+        let spec = Arc::new(NetworkSpec { name: "n".parse().unwrap(), segments: Vec::new() });
+        mailbox.update(&update(1, &[("a", true)], None), Time::default());
+        mailbox.update(&update(2, &[], Some(None)), Time::default());
+        mailbox.update(&update(3, &[("b", true)], Some(Some(spec.clone()))), Time::default());
+        let revisions: Vec<i64> = mailbox.take().updates.iter().map(|(update, _)| update.revision).collect();
+        assert_eq!(revisions, [2, 3]);
+    }
+
+    #[test]
+    fn a_closed_box_takes_nothing() {
+        let mailbox = Mailbox::new().unwrap();
+        mailbox.update(&update(1, &[], None), Time::default());
+        assert!(!mailbox.close_if_empty());
+        mailbox.take();
+        assert!(mailbox.close_if_empty());
+        assert!(!mailbox.update(&update(2, &[], None), Time::default()));
+    }
+}
