@@ -242,13 +242,18 @@ pub(super) fn set_up(ifindex: u32, up: bool) -> Request {
 
 /// The messages of a change apart from name and state, in their order: a port's attributes need its bridge to be set.
 pub(super) fn set_link(ifindex: u32, change: &LinkChange) -> Vec<Request> {
+    let mut requests = Vec::new();
+    // On its own: the VXLAN driver refuses what it is asked together with an MTU.
+    if let Some(info) = link_info(change) {
+        let mut message = link(ifindex);
+        message.attributes.push(LinkAttribute::LinkInfo(info));
+        requests.push(change_link(message));
+    }
     let mut message = link(ifindex);
-    message.attributes.extend(link_info(change).map(LinkAttribute::LinkInfo));
     message.attributes.extend(change.mac.map(|mac| LinkAttribute::Address(mac.octets().to_vec())));
     message.attributes.extend(change.mtu.map(LinkAttribute::Mtu));
     message.attributes.extend(change.group.map(LinkAttribute::Group));
     message.attributes.extend(change.master.map(LinkAttribute::Controller));
-    let mut requests = Vec::new();
     if !message.attributes.is_empty() {
         requests.push(change_link(message));
     }

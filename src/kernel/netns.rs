@@ -146,7 +146,7 @@ pub(super) fn create(path: &Path, mark: &str) -> Result<Held, Error> {
         let own = Path::new("/proc/thread-self/ns/net");
         let fd = fs::File::open(own).because(|| format!("open {}", own.display()))?;
         let mut options = fs::OpenOptions::new();
-        options.write(true).create(true).truncate(false).mode(0).custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC);
+        options.write(true).create(true).truncate(false).mode(0o0).custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC);
         options.open(path).because(|| format!("create {}", path.display()))?;
         mount(Some(own), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
             .because(|| format!("bind a namespace to {}", path.display()))?;

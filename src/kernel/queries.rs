@@ -92,7 +92,14 @@ pub(super) fn fdb_rows(socket: &mut RouteSocket, points: &[FdbPoint]) -> Result<
     let mut rows = Vec::new();
     for some in points.chunks(MOST_MESSAGES) {
         let requests: Vec<_> = some.iter().map(|point| encode::get_fdb(*point)).collect();
-        for found in present(socket.call(&requests)) {
+        let results = socket.call(&requests);
+        for (point, result) in some.iter().zip(&results) {
+            // A bridge that is not there is an invalid master to the kernel; said as of any other link, it is ENODEV.
+            if point.bridge && matches!(result, Err(error) if error.errno == Errno::EINVAL) {
+                socket.call_one(encode::get_link(&LinkRef::Index(point.ifindex)))?;
+            }
+        }
+        for found in present(results) {
             rows.extend(found?.iter().find_map(|body| match decode::row(body) {
                 Some(Row::Fdb(row)) => Some(row),
                 _ => None,
