@@ -1,5 +1,13 @@
 //! The kernel edge on the real kernel, each test on a host of its own, with `ip` and `bridge` as witnesses.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test ends where something is not as it should be"
+)]
+
 mod support;
 
 use std::{

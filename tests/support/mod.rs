@@ -1,5 +1,13 @@
 //! A host of one's own: a network and a mount namespace for the calling thread, so that a test touches no network but its own.
 
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    dead_code,
+    reason = "a test ends where something is not as it should be, and not every test needs all of this"
+)]
+
 use std::process::Command;
 
 use nix::{
