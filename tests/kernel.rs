@@ -179,6 +179,7 @@ fn the_overlay_namespace_is_made_found_and_deleted() {
     assert_eq!(lo[0]["ifalias"], "vtepd:default:demo");
     assert!(lo[0]["flags"].as_array().unwrap().contains(&value!("UP")));
     let generation = kernel.generation();
+    assert_eq!(kernel.event_fds().len(), 2);
     assert_eq!(netns(&mut kernel), NetnsState::Ours(id), "found again");
     assert_eq!(kernel.generation(), generation, "the sockets are kept");
     assert_eq!(kernel.apply(&[Op::CreateNetns])[0].as_ref().unwrap_err().kind, FailureKind::Exists);
@@ -213,6 +214,11 @@ fn what_somebody_else_has_at_the_path_is_left_alone() {
     fs::remove_file("/run/netns/vtepd-demo").unwrap();
     std::os::unix::fs::symlink("/run/netns/elsewhere", "/run/netns/vtepd-demo").unwrap();
     refused(&mut kernel);
+    fs::remove_file("/run/netns/vtepd-demo").unwrap();
+    fs::write("/run/netns/vtepd-demo", "").unwrap();
+    run("mount --bind /proc/self/ns/uts /run/netns/vtepd-demo");
+    refused(&mut kernel);
+    assert!(owned(Path::new("/run/netns"), "default").unwrap().unreadable.is_empty());
 }
 
 #[test]
@@ -782,6 +788,11 @@ fn ten_thousand_rows_are_timed() {
     let netlink = Instant::now();
     kernel.read(&Query::Netns).unwrap();
     println!("look at the namespace again: {:?}", netlink.elapsed());
+    run("ip netns add test1");
+    do_all(&mut kernel, &[Op::AddLink(veth("veth2", "test1"))]);
+    let look = Instant::now();
+    inner(&mut kernel, inner_at("test1"));
+    println!("look at an endpoint: {:?}", look.elapsed());
 }
 
 #[test]

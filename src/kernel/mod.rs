@@ -85,7 +85,8 @@ impl NetworkKernel {
     }
 
     /// The event sockets, to wait on for readability; none while the overlay namespace is not open. They are others whenever
-    /// [`Self::generation`] has changed. [`Kernel::events`] has emptied them when it returns nothing.
+    /// [`Self::generation`] has changed: a duplicate must be closed then at once, since it pins the namespace as the socket did.
+    /// [`Kernel::events`] has emptied them when it returns nothing.
     pub fn event_fds(&self) -> Vec<BorrowedFd<'_>> {
         self.overlay.iter().flat_map(|overlay| overlay.monitor.fds()).collect()
     }
@@ -135,8 +136,7 @@ impl NetworkKernel {
             };
         }
         self.set_overlay(None);
-        let alias = held.enter(|| netns::alias_of_lo(&mut RouteSocket::open()?))?;
-        if alias.as_deref() != Some(&self.mark) {
+        if held.alias()?.as_deref() != Some(&self.mark) {
             return Ok(NetnsState::Foreign);
         }
         self.set_overlay(Some(Overlay::open(held)?));
@@ -164,10 +164,7 @@ impl NetworkKernel {
         self.set_overlay(None);
         match state {
             NetnsState::Ours(_) => netns::delete(&self.path),
-            NetnsState::Absent => {
-                // An empty file of ours that a crash left; whoever's it is, an empty file is nobody's namespace.
-                netns::delete(&self.path)
-            }
+            NetnsState::Absent => netns::remove_file(&self.path),
             NetnsState::Foreign => {
                 Err(Error::new(nix::errno::Errno::EEXIST, format!("{} is not ours", self.path.display())))
             }

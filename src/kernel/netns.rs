@@ -133,6 +133,17 @@ pub(super) fn alias_of_lo(socket: &mut RouteSocket) -> Result<Option<String>, Er
     Ok(bodies.first().and_then(|body| decode::alias(body)))
 }
 
+impl Held {
+    /// The ifalias of the namespace's `lo`. A namespace of another type has none.
+    pub(super) fn alias(&self) -> Result<Option<String>, Error> {
+        match self.enter(|| alias_of_lo(&mut RouteSocket::open()?)) {
+            // setns says so of a namespace of another type.
+            Err(error) if error.errno == Errno::EINVAL => Ok(None),
+            other => other,
+        }
+    }
+}
+
 /// Makes a namespace with the mark and binds it to the path, where there is nothing or an empty file.
 pub(super) fn create(path: &Path, mark: &str) -> Result<Held, Error> {
     let exists = || Err(Error::new(Errno::EEXIST, format!("{} is in use", path.display())));
@@ -175,6 +186,11 @@ pub(super) fn delete(path: &Path) -> Result<(), Error> {
         Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
         Err(errno) => return Err(Error::new(errno, format!("unbind {}", path.display()))),
     }
+    remove_file(path)
+}
+
+/// Removes the file that a crash left before a namespace was bound to it. To a file in use the kernel says EBUSY.
+pub(super) fn remove_file(path: &Path) -> Result<(), Error> {
     match fs::remove_file(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         other => other.because(|| format!("remove {}", path.display())),
@@ -218,7 +234,7 @@ pub fn owned(dir: &Path, instance: &str) -> Result<Owned, Failure> {
 /// The network whose mark of this instance the namespace at the path carries.
 fn marked_network(path: &Path, instance: &str) -> Result<Option<Name>, Error> {
     let Found::Namespace(held) = find(path)? else { return Ok(None) };
-    let alias = held.enter(|| alias_of_lo(&mut RouteSocket::open()?))?.unwrap_or_default();
+    let alias = held.alias()?.unwrap_or_default();
     let network = alias.strip_prefix("vtepd:").and_then(|rest| rest.strip_prefix(instance)?.strip_prefix(':'));
     Ok(network.and_then(|network| network.parse().ok()))
 }

@@ -288,3 +288,67 @@ fn append(bytes: &mut Vec<u8>, message: &RouteNetlinkMessage, flags: u16, sequen
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        engine::LinkRef,
+        kernel::{decode, encode},
+    };
+
+    fn lo() -> Request {
+        encode::get_link(&LinkRef::Index(1))
+    }
+
+    fn name(bodies: &Bodies) -> Option<String> {
+        bodies.first().and_then(|body| decode::link(body)).map(|link| link.name)
+    }
+
+    #[test]
+    fn answers_to_a_request_that_was_given_up_are_not_taken_for_the_next_ones() {
+        let mut socket = RouteSocket::open().unwrap();
+        let mut bytes = Vec::new();
+        let sequence = socket.next_sequence();
+        append(&mut bytes, &lo().message, NLM_F_ACK, sequence);
+        socket.send(&bytes).unwrap();
+        let missing = encode::get_link(&LinkRef::Index(0x7fff_ffff));
+        let results = socket.call(&[missing, lo()]);
+        assert_eq!(results[0].as_ref().unwrap_err().errno, Errno::ENODEV);
+        let bodies = results[1].as_ref().unwrap();
+        assert_eq!((bodies.len(), name(bodies).as_deref()), (1, Some("lo")));
+    }
+
+    #[test]
+    fn a_dump_that_was_abandoned_does_not_refuse_the_next() {
+        let mut socket = RouteSocket::open().unwrap();
+        let mut bytes = Vec::new();
+        let sequence = socket.next_sequence();
+        append(&mut bytes, &encode::dump_links(), NLM_F_DUMP, sequence);
+        socket.send(&bytes).unwrap();
+        socket.leftovers = true;
+        let mut names = Vec::new();
+        socket.dump(encode::dump_links(), |_, body| names.extend(decode::link(body).map(|link| link.name))).unwrap();
+        assert_eq!(names.iter().filter(|name| *name == "lo").count(), 1);
+    }
+
+    #[test]
+    fn a_kernel_that_does_not_answer_is_not_waited_for_without_end() {
+        let mut socket = RouteSocket::open().unwrap();
+        setsockopt(&socket.socket.as_fd(), sockopt::ReceiveTimeout, &TimeVal::milliseconds(20)).unwrap();
+        let error = socket.receive().unwrap_err();
+        assert!(error.torn, "{error:?}");
+    }
+
+    #[test]
+    fn more_requests_than_one_send_takes_are_answered_in_their_order() {
+        let mut socket = RouteSocket::open().unwrap();
+        let requests: Vec<_> =
+            (0..700).map(|n| encode::get_link(&LinkRef::Index(if n % 3 == 0 { 1 } else { 0x7fff_ffff }))).collect();
+        let results = socket.call(&requests);
+        assert_eq!(results.len(), 700);
+        for (n, result) in results.iter().enumerate() {
+            assert_eq!(result.as_ref().is_ok_and(|bodies| name(bodies).as_deref() == Some("lo")), n % 3 == 0, "{n}");
+        }
+    }
+}
