@@ -1,1 +1,212 @@
 //! Edge: namespaces, sockets, encoding, decoding, batches and events. The only user of netlink.
+//!
+//! What is written here about the kernel's behaviour was tried on Linux 6.18, or read in its source (`net/core/rtnetlink.c`,
+//! `net/core/neighbour.c`, `net/netlink/af_netlink.c`, `drivers/net/vxlan/`, `net/bridge/`).
+
+mod decode;
+mod encode;
+mod error;
+mod inner;
+mod monitor;
+mod netns;
+mod ops;
+mod queries;
+mod socket;
+mod underlay;
+mod wire;
+
+use std::{os::fd::BorrowedFd, path::PathBuf};
+
+use error::Error;
+use monitor::Monitor;
+use netns::{Found, Held};
+use socket::RouteSocket;
+
+use crate::{
+    engine::{Answer, Event, Failure, Kernel, LinkRef, NetnsId, NetnsState, Op, Query},
+    model::Name,
+};
+
+pub use netns::{DEFAULT_DIR as DEFAULT_NETNS_DIR, Owned, file_name as netns_file_name, mark as netns_mark, owned};
+pub use underlay::{mtu_of, source_towards};
+
+/// Which network's kernel, and where its namespaces may be.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The instance of the agent that owns the namespace.
+    pub instance: String,
+    /// The network.
+    pub network: Name,
+    /// Where overlay namespaces are bound ([`DEFAULT_NETNS_DIR`]).
+    pub netns_dir: PathBuf,
+    /// Beneath which directories an endpoint's namespace may be.
+    pub netns_roots: Vec<PathBuf>,
+}
+
+/// The real kernel of one network. Its callers' thread must be in the host's network namespace.
+///
+/// While the overlay namespace stands, its descriptor and sockets are held open; a namespace that is gone stays in the kernel,
+/// with its VNIs, until they are closed, which [`Query::Netns`] does when it finds the path empty or bound to another one.
+#[derive(Debug)]
+pub struct NetworkKernel {
+    config: Config,
+    path: PathBuf,
+    mark: String,
+    overlay: Option<Overlay>,
+    generation: u64,
+}
+
+/// The overlay namespace, open.
+#[derive(Debug)]
+struct Overlay {
+    netns: Held,
+    socket: RouteSocket,
+    monitor: Monitor,
+}
+
+impl Overlay {
+    fn open(netns: Held) -> Result<Self, Error> {
+        let (socket, monitor) = netns.enter(|| Ok((RouteSocket::open()?, Monitor::open()?)))?;
+        Ok(Self { netns, socket, monitor })
+    }
+}
+
+impl NetworkKernel {
+    /// Makes the edge. Nothing is opened before the first [`Query::Netns`] or [`Op::CreateNetns`].
+    pub fn new(config: Config) -> Self {
+        let path = config.netns_dir.join(netns::file_name(&config.network));
+        let mark = netns::mark(&config.instance, &config.network);
+        Self { config, path, mark, overlay: None, generation: 0 }
+    }
+
+    /// The path of the overlay namespace.
+    pub const fn path(&self) -> &PathBuf {
+        &self.path
+    }
+
+    /// The event sockets, to wait on for readability; none while the overlay namespace is not open. They are others whenever
+    /// [`Self::generation`] has changed: a duplicate must be closed then at once, since it pins the namespace as the socket did.
+    /// [`Kernel::events`] has emptied them when it returns nothing.
+    pub fn event_fds(&self) -> Vec<BorrowedFd<'_>> {
+        self.overlay.iter().flat_map(|overlay| overlay.monitor.fds()).collect()
+    }
+
+    /// Changes whenever the event sockets were opened or closed.
+    pub const fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Whether the event sockets have the receive buffer that was asked for. In a user namespace `rmem_max` bounds it, and
+    /// overruns come sooner.
+    pub fn full_event_buffer(&self) -> Option<bool> {
+        self.overlay.as_ref().map(|overlay| overlay.monitor.full_buffer())
+    }
+
+    fn overlay(&mut self) -> Result<&mut Overlay, Error> {
+        self.overlay.as_mut().ok_or_else(|| Error::new(nix::errno::Errno::ENOENT, "the overlay namespace is not open"))
+    }
+
+    fn set_overlay(&mut self, overlay: Option<Overlay>) {
+        if self.overlay.is_some() || overlay.is_some() {
+            self.generation = self.generation.wrapping_add(1);
+        }
+        self.overlay = overlay;
+    }
+
+    /// What stands at the path; what is open follows it.
+    fn look(&mut self) -> Result<NetnsState, Error> {
+        let held = match netns::find(&self.path)? {
+            Found::Namespace(held) => held,
+            Found::Absent => {
+                self.set_overlay(None);
+                return Ok(NetnsState::Absent);
+            }
+            Found::Foreign => {
+                self.set_overlay(None);
+                return Ok(NetnsState::Foreign);
+            }
+        };
+        let id = held.id;
+        if self.open_is(id) {
+            return if self.marked()? {
+                Ok(NetnsState::Ours(id))
+            } else {
+                self.set_overlay(None);
+                Ok(NetnsState::Foreign)
+            };
+        }
+        self.set_overlay(None);
+        if held.alias()?.as_deref() != Some(&self.mark) {
+            return Ok(NetnsState::Foreign);
+        }
+        self.set_overlay(Some(Overlay::open(held)?));
+        Ok(NetnsState::Ours(id))
+    }
+
+    fn open_is(&self, id: NetnsId) -> bool {
+        self.overlay.as_ref().is_some_and(|overlay| overlay.netns.id == id)
+    }
+
+    fn marked(&mut self) -> Result<bool, Error> {
+        let alias = netns::alias_of_lo(&mut self.overlay()?.socket)?;
+        Ok(alias.as_deref() == Some(&self.mark))
+    }
+
+    fn create_netns(&mut self) -> Result<(), Error> {
+        self.set_overlay(None);
+        let held = netns::create(&self.path, &self.mark)?;
+        self.set_overlay(Some(Overlay::open(held)?));
+        Ok(())
+    }
+
+    fn delete_netns(&mut self) -> Result<(), Error> {
+        let state = self.look()?;
+        self.set_overlay(None);
+        match state {
+            NetnsState::Ours(_) => netns::delete(&self.path),
+            NetnsState::Absent => netns::remove_file(&self.path),
+            NetnsState::Foreign => {
+                Err(Error::new(nix::errno::Errno::EEXIST, format!("{} is not ours", self.path.display())))
+            }
+        }
+    }
+}
+
+impl Kernel for NetworkKernel {
+    fn read(&mut self, query: &Query) -> Result<Answer, Failure> {
+        let answer = match query {
+            Query::Netns => self.look().map(Answer::Netns),
+            Query::Links => self.overlay().and_then(|overlay| queries::links(&mut overlay.socket)),
+            Query::Link(link) => self.overlay().and_then(|overlay| queries::link(&mut overlay.socket, link)),
+            Query::Inner(at) => queries::inner(self.overlay.as_mut(), &self.config.netns_roots, at),
+            Query::FdbDump(ifindex) => self.overlay().and_then(|overlay| queries::fdb(&mut overlay.socket, *ifindex)),
+            Query::FdbRows(points) => self.overlay().and_then(|overlay| queries::fdb_rows(&mut overlay.socket, points)),
+            Query::NeighbourDump(ifindex) => {
+                self.overlay().and_then(|overlay| queries::neighbours(&mut overlay.socket, *ifindex))
+            }
+            Query::NeighbourRows(points) => {
+                self.overlay().and_then(|overlay| queries::neighbour_rows(&mut overlay.socket, points))
+            }
+        };
+        answer.map_err(Failure::from)
+    }
+
+    fn apply(&mut self, ops: &[Op]) -> Vec<Result<(), Failure>> {
+        ops::apply(self, ops)
+    }
+
+    fn events(&mut self) -> Vec<Event> {
+        let Some(overlay) = &mut self.overlay else { return Vec::new() };
+        let drained = overlay.monitor.drain(overlay.socket.port());
+        let mut events = drained.events;
+        for ifindex in drained.ports {
+            match queries::one_link(&mut overlay.socket, &LinkRef::Index(ifindex)) {
+                Ok(Some((link, _))) => events.push(Event::Link(link)),
+                Ok(None) => events.push(Event::LinkGone(ifindex)),
+                // What changed is not known then, which is what an overrun says.
+                Err(_) => events.push(Event::Overrun),
+            }
+        }
+        events
+    }
+}

@@ -1,0 +1,196 @@
+//! Notifications: what may have changed, as the kernel tells it. They are hints that can be lost; the loss is told once.
+
+use std::{
+    collections::BTreeSet,
+    io::IoSliceMut,
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd},
+};
+
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use nix::{
+    errno::Errno,
+    libc,
+    sys::socket::{ControlMessageOwned, MsgFlags, NetlinkAddr, recvmsg},
+};
+
+use super::{
+    decode::{self, Row},
+    error::{Because as _, Error},
+    socket::raise_buffer,
+    wire::{self, Message},
+};
+use crate::engine::Event;
+
+/// Receive buffer of an event socket: at 832 bytes for each notification, some 10,000 of them.
+const BUFFER: usize = 8 << 20;
+/// The most datagrams read in one go, so that a storm elsewhere does not keep its reader from everything else.
+const MOST: usize = 16 << 10;
+
+const LINK: u32 = libc::RTNLGRP_LINK;
+const NEIGH: u32 = libc::RTNLGRP_NEIGH;
+const IPV4_IFADDR: u32 = libc::RTNLGRP_IPV4_IFADDR;
+const IPV6_IFADDR: u32 = libc::RTNLGRP_IPV6_IFADDR;
+const IPV4_ROUTE: u32 = libc::RTNLGRP_IPV4_ROUTE;
+const IPV6_ROUTE: u32 = libc::RTNLGRP_IPV6_ROUTE;
+
+/// The event sockets of an overlay namespace.
+#[derive(Debug)]
+pub(super) struct Monitor {
+    /// Of the overlay namespace itself.
+    overlay: Socket,
+    /// Of all namespaces that have an identifier in it: those of the endpoints, through their veth pairs. It pins none of them.
+    inner: Socket,
+    /// The buffers are as large as asked for.
+    full_buffer: bool,
+}
+
+/// What a drain found.
+#[derive(Debug, Default)]
+pub(super) struct Drained {
+    pub(super) events: Vec<Event>,
+    /// Bridge ports that changed: their notification does not show the whole link.
+    pub(super) ports: BTreeSet<u32>,
+}
+
+impl Monitor {
+    /// Opens the sockets in the namespace of the calling thread.
+    pub(super) fn open() -> Result<Self, Error> {
+        let open = || -> std::io::Result<Self> {
+            let (overlay, full_buffer) = subscribe(&[LINK, NEIGH, IPV4_IFADDR, IPV6_IFADDR], false)?;
+            let (inner, _) = subscribe(&[LINK, IPV4_IFADDR, IPV6_IFADDR, IPV4_ROUTE, IPV6_ROUTE], true)?;
+            Ok(Self { overlay, inner, full_buffer })
+        };
+        open().because(|| "open an event socket".to_owned())
+    }
+
+    /// Whether the receive buffers have the size that was asked for; not so in a user namespace, where `rmem_max` bounds them.
+    pub(super) const fn full_buffer(&self) -> bool {
+        self.full_buffer
+    }
+
+    pub(super) fn fds(&self) -> [BorrowedFd<'_>; 2] {
+        [self.overlay.as_fd(), self.inner.as_fd()]
+    }
+
+    /// Reads what has come, without waiting. Neighbour notifications that `port` caused are left out: its acknowledgements tell
+    /// more (notifications of forwarding rows name no cause).
+    pub(super) fn drain(&self, port: u32) -> Drained {
+        let mut drained = Drained::default();
+        self.drain_overlay(port, &mut drained);
+        self.drain_inner(&mut drained);
+        drained
+    }
+
+    fn drain_overlay(&self, port: u32, drained: &mut Drained) {
+        let mut buffer = Vec::with_capacity(64 << 10);
+        let mut overrun = false;
+        let mut read = 0;
+        while read < MOST || (drained.events.is_empty() && drained.ports.is_empty()) {
+            buffer.clear();
+            match self.overlay.recv_from(&mut buffer, libc::MSG_DONTWAIT | libc::MSG_TRUNC) {
+                Ok((length, sender)) => {
+                    read += 1;
+                    // A notification too long for the buffer is one that was not heard.
+                    overrun |= length > buffer.len();
+                    if sender.port_number() == 0 {
+                        wire::messages(&buffer).for_each(|message| heard(&message, port, drained));
+                    }
+                }
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::EINTR) => {}
+                    Some(libc::ENOBUFS) => overrun = true,
+                    _ => break,
+                },
+            }
+        }
+        if overrun {
+            drained.events.push(Event::Overrun);
+        }
+    }
+
+    fn drain_inner(&self, drained: &mut Drained) {
+        let mut buffer = vec![0; 64 << 10];
+        let mut control = [0_u8; 64];
+        let mut changed = BTreeSet::new();
+        let mut overrun = false;
+        let mut read = 0;
+        while read < MOST || (changed.is_empty() && drained.events.is_empty()) {
+            let mut parts = [IoSliceMut::new(&mut buffer)];
+            let flags = MsgFlags::MSG_DONTWAIT;
+            match recvmsg::<NetlinkAddr>(self.inner.as_raw_fd(), &mut parts, Some(&mut control), flags) {
+                Ok(received) => {
+                    read += 1;
+                    // The overlay's own notifications come without an identifier.
+                    let from_kernel = received.address.is_none_or(|sender| sender.pid() == 0);
+                    let nsid = received.cmsgs().ok().and_then(|mut list| list.find_map(|one| nsid_of(&one)));
+                    changed.extend(nsid.filter(|_| from_kernel));
+                }
+                Err(Errno::EINTR) => {}
+                Err(Errno::ENOBUFS) => overrun = true,
+                Err(_) => break,
+            }
+        }
+        drained.events.extend(changed.into_iter().map(|nsid| Event::Inner { nsid }));
+        if overrun {
+            drained.events.push(Event::InnerOverrun);
+        }
+    }
+}
+
+fn subscribe(groups: &[u32], all_nsid: bool) -> std::io::Result<(Socket, bool)> {
+    let mut socket = Socket::new(NETLINK_ROUTE)?;
+    socket.set_non_blocking(true)?;
+    let full_buffer = raise_buffer(&socket, BUFFER)?;
+    socket.bind(&SocketAddr::new(0, 0))?;
+    if all_nsid {
+        socket.set_listen_all_namespaces(true)?;
+    }
+    for group in groups {
+        socket.add_membership(*group)?;
+    }
+    Ok((socket, full_buffer))
+}
+
+/// The namespace identifier that comes beside a message.
+fn nsid_of(message: &ControlMessageOwned) -> Option<i32> {
+    let ControlMessageOwned::Unknown(message) = message else { return None };
+    let header = (message.cmsg_header.cmsg_level, message.cmsg_header.cmsg_type);
+    if header == (libc::SOL_NETLINK, libc::NETLINK_LISTEN_ALL_NSID) {
+        wire::i32_at(&message.data_bytes, 0)
+    } else {
+        None
+    }
+}
+
+fn heard(message: &Message<'_>, port: u32, drained: &mut Drained) {
+    let body = message.body;
+    let event = match message.kind {
+        libc::RTM_NEWLINK | libc::RTM_DELLINK => {
+            let Some((family, ifindex)) = decode::link_head(body) else { return };
+            match (i32::from(family), message.kind) {
+                (libc::AF_UNSPEC, libc::RTM_DELLINK) => Some(Event::LinkGone(ifindex)),
+                (libc::AF_UNSPEC, _) => decode::link(body).map(Event::Link),
+                // Of the family AF_BRIDGE both tell of the port, which the link may outlive.
+                (libc::AF_BRIDGE, _) => {
+                    drained.ports.insert(ifindex);
+                    None
+                }
+                _ => None,
+            }
+        }
+        libc::RTM_NEWADDR | libc::RTM_DELADDR => decode::address_ifindex(body).map(Event::Addresses),
+        libc::RTM_NEWNEIGH | libc::RTM_DELNEIGH => {
+            let gone = message.kind == libc::RTM_DELNEIGH;
+            match decode::row(body) {
+                Some(Row::Fdb(row)) if gone => Some(Event::FdbGone(row)),
+                Some(Row::Fdb(row)) => Some(Event::Fdb(row)),
+                Some(Row::Neighbour(_)) if message.port == port => None,
+                Some(Row::Neighbour(entry)) if gone => Some(Event::NeighbourGone(entry)),
+                Some(Row::Neighbour(entry)) => Some(Event::Neighbour(entry)),
+                None => None,
+            }
+        }
+        _ => None,
+    };
+    drained.events.extend(event);
+}

@@ -1,0 +1,180 @@
+//! Operations. Consecutive ones on rows go in batches; links and addresses go one by one, since what they need is opened for
+//! them and closed again.
+
+use std::{
+    os::fd::AsFd as _,
+    path::{Path, PathBuf},
+};
+
+use nix::errno::Errno;
+
+use super::{
+    NetworkKernel, encode,
+    error::Error,
+    inner::{self, Opened},
+    netns::Held,
+    socket::{MOST_MESSAGES, Request, RouteSocket},
+};
+use crate::engine::{Failure, LinkChange, LinkRef, NewLink, Op, Place};
+
+/// Applies operations in their order.
+pub(super) fn apply(kernel: &mut NetworkKernel, ops: &[Op]) -> Vec<Result<(), Failure>> {
+    let mut run = Run { kernel, batch: Vec::new(), inner: None, results: Vec::with_capacity(ops.len()) };
+    for op in ops {
+        match encode::row(op) {
+            Some(request) => {
+                run.batch.push(request);
+                if run.batch.len() == MOST_MESSAGES {
+                    run.flush();
+                }
+            }
+            None => {
+                run.flush();
+                let result = run.one(op);
+                run.results.push(result);
+            }
+        }
+    }
+    run.flush();
+    run.results.into_iter().map(|result| result.map_err(Failure::from)).collect()
+}
+
+struct Run<'a> {
+    kernel: &'a mut NetworkKernel,
+    batch: Vec<Request>,
+    /// The endpoint's namespace that the last operation was in.
+    inner: Option<(PathBuf, Held, RouteSocket)>,
+    results: Vec<Result<(), Error>>,
+}
+
+impl Run<'_> {
+    fn flush(&mut self) {
+        let batch = std::mem::take(&mut self.batch);
+        if batch.is_empty() {
+            return;
+        }
+        match self.kernel.overlay() {
+            Ok(overlay) => self.results.extend(overlay.socket.call(&batch).into_iter().map(|result| result.map(drop))),
+            Err(error) => self.results.extend(batch.iter().map(|_| Err(error.clone()))),
+        }
+    }
+
+    fn one(&mut self, op: &Op) -> Result<(), Error> {
+        match op {
+            Op::CreateNetns => self.kernel.create_netns(),
+            Op::DeleteNetns => self.kernel.delete_netns(),
+            Op::AddLink(new) => self.add_link(new),
+            Op::SetLink { place, ifindex, change } => set_link(self.socket(place)?, *ifindex, change),
+            Op::DeleteLink { place, ifindex } => self.delete(place, encode::delete_link(*ifindex)),
+            Op::AddAddress { place, ifindex, net } => {
+                self.socket(place)?.call_one(encode::add_address(*ifindex, *net)).map(drop)
+            }
+            Op::DeleteAddress { place, ifindex, net } => self.delete(place, encode::delete_address(*ifindex, *net)),
+            Op::PutFdb { .. }
+            | Op::DeleteFdb { .. }
+            | Op::PutBridgeRow { .. }
+            | Op::DeleteBridgeRow { .. }
+            | Op::PutNeighbour { .. }
+            | Op::DeleteNeighbour { .. } => Err(Error::new(Errno::EINVAL, "a row outside its batch")),
+        }
+    }
+
+    /// Removes what may be gone already.
+    fn delete(&mut self, place: &Place, request: Request) -> Result<(), Error> {
+        let socket = match self.socket(place) {
+            // With an endpoint's namespace all that was in it is gone.
+            Err(error) if error.errno == Errno::ENOENT && matches!(place, Place::Inner(_)) => return Ok(()),
+            other => other?,
+        };
+        match socket.call_one(request) {
+            Err(error) if matches!(error.errno, Errno::ENODEV | Errno::EADDRNOTAVAIL) => Ok(()),
+            other => other.map(drop),
+        }
+    }
+
+    fn socket(&mut self, place: &Place) -> Result<&mut RouteSocket, Error> {
+        match place {
+            Place::Overlay => Ok(&mut self.kernel.overlay()?.socket),
+            Place::Inner(path) => self.inner(path).map(|(_, socket)| socket),
+        }
+    }
+
+    fn inner(&mut self, path: &Path) -> Result<(&Held, &mut RouteSocket), Error> {
+        if self.inner.as_ref().is_none_or(|(open, _, _)| open != path) {
+            self.inner = None;
+            match inner::open_beneath(&self.kernel.config.netns_roots, path)? {
+                Opened::Netns(held, socket) => self.inner = Some((path.to_owned(), held, socket)),
+                Opened::NoNetns => {
+                    return Err(Error::new(Errno::ENOENT, format!("no network namespace at {}", path.display())));
+                }
+                Opened::Refused(reason) => return Err(Error::new(Errno::EINVAL, reason)),
+            }
+        }
+        let open = self.inner.as_mut().map(|(_, held, socket)| (&*held, socket));
+        open.ok_or_else(|| Error::torn("the endpoint's namespace is not open"))
+    }
+
+    fn add_link(&mut self, new: &NewLink) -> Result<(), Error> {
+        match new {
+            NewLink::Bridge { .. } => self.kernel.overlay()?.socket.call_one(encode::add_link(new, None)).map(drop),
+            NewLink::Veth { inner, .. } => {
+                let (held, _) = self.inner(&inner.netns)?;
+                let request = encode::add_link(new, Some(held.fd.as_fd()));
+                self.kernel.overlay()?.socket.call_one(request).map(drop)
+            }
+            NewLink::Vxlan { name, .. } => self.add_vxlan(new, name),
+        }
+    }
+
+    /// A kernel before 6.15 looks for the new device's name in the namespace of the sender, and refuses it because of a device of
+    /// the host. Then it is made under another name and gets its own in its own namespace, down all the while.
+    fn add_vxlan(&mut self, new: &NewLink, name: &str) -> Result<(), Error> {
+        let overlay = self.kernel.overlay()?;
+        let mut host = RouteSocket::open()?;
+        let request = encode::add_link(new, Some(overlay.netns.fd.as_fd()));
+        let refused = match host.call_one(request) {
+            Err(error) if error.errno == Errno::EEXIST => error,
+            other => return other.map(drop),
+        };
+        let named = LinkRef::Name(name.to_owned());
+        let in_host = host.call_one(encode::get_link(&named)).is_ok();
+        let free =
+            matches!(overlay.socket.call_one(encode::get_link(&named)), Err(error) if error.errno == Errno::ENODEV);
+        if !(in_host && free) {
+            return Err(refused);
+        }
+        let mut other = new.clone();
+        let interim = format!("vt{:x}", overlay.netns.id.inode);
+        if let NewLink::Vxlan { name, .. } = &mut other {
+            name.clone_from(&interim);
+        }
+        host.call_one(encode::add_link(&other, Some(overlay.netns.fd.as_fd())))?;
+        let bodies = overlay.socket.call_one(encode::get_link(&LinkRef::Name(interim)))?;
+        let made = bodies.first().and_then(|body| super::decode::link(body));
+        let made = made.ok_or_else(|| Error::torn("the new device was not shown"))?;
+        overlay.socket.call_one(encode::rename(made.ifindex, name)).map(drop)
+    }
+}
+
+/// Sends the messages of a change one after the other, and none after one that failed: a link comes up only when it is right.
+fn set_link(socket: &mut RouteSocket, ifindex: u32, change: &LinkChange) -> Result<(), Error> {
+    if change.up == Some(false) {
+        socket.call_one(encode::set_up(ifindex, false))?;
+    }
+    if let Some(name) = &change.name {
+        match socket.call_one(encode::rename(ifindex, name)) {
+            Err(error) if error.errno == Errno::EBUSY => {
+                socket.call_one(encode::set_up(ifindex, false))?;
+                socket.call_one(encode::rename(ifindex, name))?;
+            }
+            other => drop(other?),
+        }
+    }
+    for request in encode::set_link(ifindex, change) {
+        socket.call_one(request)?;
+    }
+    if change.up == Some(true) {
+        socket.call_one(encode::set_up(ifindex, true))?;
+    }
+    Ok(())
+}

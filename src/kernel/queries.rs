@@ -1,0 +1,130 @@
+//! Reads.
+
+use std::{net::IpAddr, path::PathBuf};
+
+use nix::errno::Errno;
+
+use super::{
+    Overlay,
+    decode::{self, Row},
+    encode,
+    error::Error,
+    inner::{self, Opened},
+    socket::{Bodies, MOST_MESSAGES, RouteSocket},
+};
+use crate::engine::{Address, Answer, FdbPoint, InnerAt, InnerState, Link, LinkRef};
+
+/// All links and addresses.
+pub(super) fn links(socket: &mut RouteSocket) -> Result<Answer, Error> {
+    let mut links = Vec::new();
+    socket.dump(encode::dump_links(), |_, body| links.extend(decode::link(body)))?;
+    Ok(Answer::Links(links, addresses(socket, None)?))
+}
+
+/// One link and its addresses.
+pub(super) fn link(socket: &mut RouteSocket, link: &LinkRef) -> Result<Answer, Error> {
+    Ok(match one_link(socket, link)? {
+        Some((link, addresses)) => Answer::Links(vec![link], addresses),
+        None => Answer::Links(Vec::new(), Vec::new()),
+    })
+}
+
+/// One link and its addresses, if it is there.
+pub(super) fn one_link(socket: &mut RouteSocket, link: &LinkRef) -> Result<Option<(Link, Vec<Address>)>, Error> {
+    let bodies = match socket.call_one(encode::get_link(link)) {
+        Err(error) if error.errno == Errno::ENODEV => return Ok(None),
+        other => other?,
+    };
+    let Some(link) = bodies.first().and_then(|body| decode::link(body)) else { return Ok(None) };
+    match addresses(socket, Some(link.ifindex)) {
+        // The link went away between the two.
+        Err(error) if error.errno == Errno::ENODEV => Ok(None),
+        other => other.map(|addresses| Some((link, addresses))),
+    }
+}
+
+fn addresses(socket: &mut RouteSocket, ifindex: Option<u32>) -> Result<Vec<Address>, Error> {
+    let mut addresses = Vec::new();
+    socket.dump(encode::dump_addresses(ifindex), |_, body| addresses.extend(decode::address(body)))?;
+    addresses.retain(|address| ifindex.is_none_or(|ifindex| address.ifindex == ifindex));
+    Ok(addresses)
+}
+
+/// The container's end of an endpoint.
+pub(super) fn inner(overlay: Option<&mut Overlay>, roots: &[PathBuf], at: &InnerAt) -> Result<Answer, Error> {
+    Ok(Answer::Inner(match inner::open_beneath(roots, &at.netns)? {
+        Opened::NoNetns => InnerState::NoNetns,
+        Opened::Refused(reason) => InnerState::Refused(reason),
+        Opened::Netns(held, mut socket) => {
+            let link = at.ifindex.map_or_else(|| LinkRef::Name(at.ifname.clone()), LinkRef::Index);
+            let link = one_link(&mut socket, &link)?;
+            let nsid = match overlay {
+                Some(overlay) => inner::nsid(&mut overlay.socket, &held)?,
+                None => None,
+            };
+            InnerState::Netns { id: held.id, nsid, link }
+        }
+    }))
+}
+
+/// The rows of a link's own table and of its bridge's that point to it.
+pub(super) fn fdb(socket: &mut RouteSocket, ifindex: u32) -> Result<Answer, Error> {
+    let mut rows = Vec::new();
+    socket.dump(encode::dump_fdb(ifindex), |_, body| match decode::row(body) {
+        Some(Row::Fdb(row)) if row.ifindex == ifindex => rows.push(row),
+        _ => {}
+    })?;
+    Ok(Answer::Fdb(rows))
+}
+
+/// The neighbour entries of a link.
+pub(super) fn neighbours(socket: &mut RouteSocket, ifindex: u32) -> Result<Answer, Error> {
+    let mut entries = Vec::new();
+    socket.dump(encode::dump_neighbours(ifindex), |_, body| match decode::row(body) {
+        Some(Row::Neighbour(entry)) if entry.ifindex == ifindex => entries.push(entry),
+        _ => {}
+    })?;
+    Ok(Answer::Neighbours(entries))
+}
+
+/// These rows, as far as they are there.
+pub(super) fn fdb_rows(socket: &mut RouteSocket, points: &[FdbPoint]) -> Result<Answer, Error> {
+    let mut rows = Vec::new();
+    for some in points.chunks(MOST_MESSAGES) {
+        let requests: Vec<_> = some.iter().map(|point| encode::get_fdb(*point)).collect();
+        let results = socket.call(&requests);
+        for (point, result) in some.iter().zip(&results) {
+            // A bridge that is not there is an invalid master to the kernel; said as of any other link, it is ENODEV.
+            if point.bridge && matches!(result, Err(error) if error.errno == Errno::EINVAL) {
+                socket.call_one(encode::get_link(&LinkRef::Index(point.ifindex)))?;
+            }
+        }
+        for found in present(results) {
+            rows.extend(found?.iter().find_map(|body| match decode::row(body) {
+                Some(Row::Fdb(row)) => Some(row),
+                _ => None,
+            }));
+        }
+    }
+    Ok(Answer::Fdb(rows))
+}
+
+/// These entries, as far as they are there.
+pub(super) fn neighbour_rows(socket: &mut RouteSocket, points: &[(u32, IpAddr)]) -> Result<Answer, Error> {
+    let mut entries = Vec::new();
+    for some in points.chunks(MOST_MESSAGES) {
+        let requests: Vec<_> = some.iter().map(|(ifindex, ip)| encode::get_neighbour(*ifindex, *ip)).collect();
+        for found in present(socket.call(&requests)) {
+            entries.extend(found?.iter().find_map(|body| match decode::row(body) {
+                Some(Row::Neighbour(entry)) => Some(entry),
+                _ => None,
+            }));
+        }
+    }
+    Ok(Answer::Neighbours(entries))
+}
+
+/// Leaves out what the kernel says is not there. That its link is not there (ENODEV) is another matter.
+fn present(results: Vec<Result<Bodies, Error>>) -> impl Iterator<Item = Result<Bodies, Error>> {
+    results.into_iter().filter(|result| !matches!(result, Err(error) if error.errno == Errno::ENOENT && !error.torn))
+}
