@@ -15,3 +15,9 @@ pub mod kernel;
 pub mod lab;
 
 pub mod retry;
+
+pub mod metrics;
+
+pub mod http;
+
+pub mod agent;

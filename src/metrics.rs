@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use prometheus::{
-    Counter, Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder, exponential_buckets,
+    Counter, Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder, exponential_buckets,
 };
 
 use crate::engine::{Action, Cause, DriftReason, Kind, Note};
@@ -97,35 +97,79 @@ impl Metrics {
     /// Two series have one name.
     pub fn new() -> Result<Self, Error> {
         let make = Maker(Registry::new());
-        let build: GaugeVec = make.own(GaugeVec::new(Opts::new("vtepd_build_info", "The version that runs; always 1."), &["version"]))?;
+        let build: GaugeVec =
+            make.own(GaugeVec::new(Opts::new("vtepd_build_info", "The version that runs; always 1."), &["version"]))?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1.0);
         if let Ok(process) = start_time(&make) {
             process.inc_by(unix_now());
         }
         let metrics = Self {
-            in_sync: make.gauges("vtepd_in_sync", "1 when the kernel is as desired and was read to be so.", &["network"])?,
+            in_sync: make.gauges(
+                "vtepd_in_sync",
+                "1 when the kernel is as desired and was read to be so.",
+                &["network"],
+            )?,
             desired: make.gauges("vtepd_desired_objects", "Objects that should be there.", &["network", "kind"])?,
-            observed: make.gauges("vtepd_observed_objects", "Objects that were read or acknowledged to be there.", &["network", "kind"])?,
-            drift: make.counters("vtepd_drift_total", "Objects that somebody else changed, once per object and episode.", &["kind", "reason"])?,
+            observed: make.gauges(
+                "vtepd_observed_objects",
+                "Objects that were read or acknowledged to be there.",
+                &["network", "kind"],
+            )?,
+            drift: make.counters(
+                "vtepd_drift_total",
+                "Objects that somebody else changed, once per object and episode.",
+                &["kind", "reason"],
+            )?,
             drifting: make.gauges("vtepd_drift_objects", "Drifted objects that are not repaired yet.", &["kind"])?,
-            repairs: make.counters("vtepd_repairs_total", "Drifts that were repaired, or failed to be.", &["kind", "result"])?,
-            repair_duration: make.histogram("vtepd_repair_duration_seconds", "From the first sign of a foreign change to the acknowledged repair.")?,
-            ops: make.counters("vtepd_ops_total", "Mutating netlink messages sent.", &["kind", "action", "cause", "result"])?,
-            change_latency: make.histogram("vtepd_change_latency_seconds", "From a received watch event to its being wholly applied.")?,
-            blocked: make.gauges("vtepd_blocked_objects", "Objects that cannot be made now; they are retried.", &["kind", "reason"])?,
-            damped: make.gauges("vtepd_damped_objects", "Objects that somebody rewrites again and again, repaired at intervals.", &["kind"])?,
+            repairs: make.counters(
+                "vtepd_repairs_total",
+                "Drifts that were repaired, or failed to be.",
+                &["kind", "result"],
+            )?,
+            repair_duration: make.histogram(
+                "vtepd_repair_duration_seconds",
+                "From the first sign of a foreign change to the acknowledged repair.",
+            )?,
+            ops: make.counters(
+                "vtepd_ops_total",
+                "Mutating netlink messages sent.",
+                &["kind", "action", "cause", "result"],
+            )?,
+            change_latency: make.histogram(
+                "vtepd_change_latency_seconds",
+                "From a received watch event to its being wholly applied.",
+            )?,
+            blocked: make.gauges(
+                "vtepd_blocked_objects",
+                "Objects that cannot be made now; they are retried.",
+                &["kind", "reason"],
+            )?,
+            damped: make.gauges(
+                "vtepd_damped_objects",
+                "Objects that somebody rewrites again and again, repaired at intervals.",
+                &["kind"],
+            )?,
             pending: make.gauge("vtepd_pending_records", "Records that wait for another record.")?,
-            rejected: make.gauges("vtepd_rejected_records", "Records that were refused; their last good version is in force.", &["reason"])?,
+            rejected: make.gauges(
+                "vtepd_rejected_records",
+                "Records that were refused; their last good version is in force.",
+                &["reason"],
+            )?,
             conflicts: make.gauge("vtepd_conflicts", "Records that lost a claim to an older one.")?,
             removals_held: make.gauge("vtepd_removals_held", "Removals that wait for an operator's approval.")?,
             resyncs: make.counters("vtepd_resyncs_total", "Full readings of a network's kernel state.", &["reason"])?,
-            resync_duration: make.histogram("vtepd_resync_duration_seconds", "How long a full reading and its repairs took.")?,
-            last_audit: make.time("vtepd_last_audit_timestamp_seconds", "When the store was last compared as a whole.")?,
-            overruns: make.own(IntCounter::new("vtepd_netlink_overruns_total", "Times that the kernel lost events for us."))?,
-            etcd_connected: make.gauge("vtepd_etcd_connected", "1 while the watch is open and the heartbeat answers.")?,
+            resync_duration: make
+                .histogram("vtepd_resync_duration_seconds", "How long a full reading and its repairs took.")?,
+            last_audit: make
+                .time("vtepd_last_audit_timestamp_seconds", "When the store was last compared as a whole.")?,
+            overruns: make
+                .own(IntCounter::new("vtepd_netlink_overruns_total", "Times that the kernel lost events for us."))?,
+            etcd_connected: make
+                .gauge("vtepd_etcd_connected", "1 while the watch is open and the heartbeat answers.")?,
             etcd_last_contact: make.time("vtepd_etcd_last_contact_timestamp_seconds", "When etcd last answered.")?,
             etcd_revision: make.gauge("vtepd_etcd_revision", "The newest revision heard of.")?,
-            applied_revision: make.gauge("vtepd_applied_revision", "The newest revision that every network has applied.")?,
+            applied_revision: make
+                .gauge("vtepd_applied_revision", "The newest revision that every network has applied.")?,
             relists: make.counters("vtepd_etcd_relists_total", "Full listings of the store.", &["reason"])?,
             registry: make.0,
         };

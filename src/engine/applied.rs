@@ -43,10 +43,10 @@ impl Network {
                 self.link_written(id, &planned.op)
             }
             (Op::AddAddress { .. }, Key::Address(id, net)) => {
-                self.addresses.saw(&(id.clone(), *net), Some(true), Cause::Change);
+                self.saw_address(&(id.clone(), *net), Some(true), ReadCause::Own);
             }
             (Op::DeleteAddress { .. }, Key::Address(id, net)) => {
-                self.addresses.saw(&(id.clone(), *net), None, Cause::Change);
+                self.saw_address(&(id.clone(), *net), None, ReadCause::Own);
             }
             (Op::PutFdb { dst, .. }, Key::Tunnel(key)) => {
                 self.tunnels.saw(key, Some(TunnelSeen { dst: Some(*dst), plain: true }), Cause::Change);
@@ -112,14 +112,21 @@ impl Network {
     }
 
     fn link_written(&mut self, id: &LinkId, op: &Op) {
-        let read = match op {
-            Op::DeleteLink { place: Place::Overlay, ifindex } | Op::SetLink { place: Place::Overlay, ifindex, .. } => {
-                Some(LinkRef::Index(*ifindex))
+        match op {
+            Op::DeleteLink { place: Place::Overlay, ifindex } => {
+                if let Some(gone) = self.by_index.get(ifindex).cloned() {
+                    self.observe_gone(&gone);
+                    self.link_moved(&gone);
+                }
             }
-            op => Self::new_link_name(op),
-        };
-        if let Some(link) = read {
-            self.unread.link(link, ReadCause::Own);
+            Op::SetLink { place: Place::Overlay, ifindex, .. } => {
+                self.unread.link(LinkRef::Index(*ifindex), ReadCause::Own);
+            }
+            op => {
+                if let Some(name) = Self::new_link_name(op) {
+                    self.unread.link(name, ReadCause::Own);
+                }
+            }
         }
         if let LinkId::Inner(endpoint) | LinkId::Outer(endpoint) = id {
             self.unread.inner(endpoint.clone(), ReadCause::Own);
@@ -134,6 +141,9 @@ impl Network {
         self.troubles.failed(&planned.key, failure, now);
         match &planned.op {
             Op::CreateNetns | Op::DeleteNetns => self.unread.netns = Some(ReadCause::Own),
+            Op::DeleteLink { place: Place::Overlay, ifindex } => {
+                self.unread.link(LinkRef::Index(*ifindex), ReadCause::Own);
+            }
             Op::AddLink(_) | Op::SetLink { .. } | Op::DeleteLink { .. } => {
                 if let Key::Link(id) = &planned.key {
                     self.link_written(id, &planned.op);

@@ -265,7 +265,7 @@ impl Network {
     }
 
     /// A link has another index, or is gone: what is desired of others depends on it.
-    fn link_moved(&mut self, id: &LinkId) {
+    pub(super) fn link_moved(&mut self, id: &LinkId) {
         match id {
             LinkId::Bridge(_) => self.refresh_links(),
             LinkId::Outer(endpoint) => {
@@ -362,10 +362,25 @@ impl Network {
         }
     }
 
-    fn saw_address(&mut self, key: &(LinkId, IpNet), observed: Option<bool>, cause: ReadCause) {
+    pub(super) fn saw_address(&mut self, key: &(LinkId, IpNet), observed: Option<bool>, cause: ReadCause) {
+        let had_v4 = self.has_v4_address(&key.0);
         if self.addresses.saw(key, observed, cause.into()) && cause == ReadCause::Foreign {
             self.drift.suspect(Key::Address(key.0.clone(), key.1));
         }
+        // With its last IPv4 address a link loses its IPv4 neighbours, permanent ones too (fib_disable_ip, fib_frontend.c).
+        if let LinkId::Vxlan(vni) | LinkId::Bridge(vni) = &key.0
+            && had_v4
+            && !self.has_v4_address(&key.0)
+        {
+            let all = NeighbourKey::all_of(*vni, matches!(key.0, LinkId::Bridge(_)));
+            for key in self.neighbours.observed_in(all).iter().filter(|key| key.ip.is_ipv4()) {
+                self.neighbours.saw(key, None, Cause::Repair);
+            }
+        }
+    }
+
+    fn has_v4_address(&self, id: &LinkId) -> bool {
+        self.addresses.observed_in(addresses_of(id)).iter().any(|(_, net)| net.addr().is_ipv4())
     }
 
     /// In the overlay namespace every address is ours but link-local ones. In an endpoint's namespace others may add theirs:

@@ -154,6 +154,7 @@ pub(super) fn create(path: &Path, mark: &str) -> Result<Held, Error> {
     on_thread(|| {
         unshare(CloneFlags::CLONE_NEWNET).because(|| "make a network namespace".to_owned())?;
         RouteSocket::open()?.call_one(encode::mark_lo(mark))?;
+        quieten_ipv6();
         let own = Path::new("/proc/thread-self/ns/net");
         let fd = fs::File::open(own).because(|| format!("open {}", own.display()))?;
         let mut options = fs::OpenOptions::new();
@@ -163,6 +164,15 @@ pub(super) fn create(path: &Path, mark: &str) -> Result<Held, Error> {
             .because(|| format!("bind a namespace to {}", path.display()))?;
         Held::new(fd.into())
     })
+}
+
+/// Turns IPv6 address generation off for devices to come. Each device has it off as well; but one whose MTU was below 1280 for
+/// a while starts anew with the namespace's default (addrconf_notify, net/ipv6/addrconf.c). Where `/proc/sys` is read-only the
+/// device's own setting has to do.
+fn quieten_ipv6() {
+    if let Err(error) = fs::write("/proc/sys/net/ipv6/conf/default/addr_gen_mode", "1") {
+        tracing::debug!(%error, "cannot set the namespace's default for IPv6 address generation");
+    }
 }
 
 /// Makes the directory what `ip netns add` makes of it: a shared mount of its own, so that a namespace that is bound or unbound
