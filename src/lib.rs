@@ -21,3 +21,5 @@ pub mod metrics;
 pub mod http;
 
 pub mod agent;
+
+pub mod cli;

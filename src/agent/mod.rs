@@ -1,7 +1,177 @@
 //! The loop: runs the engines against the edges, one thread per network.
+//!
+//! etcd's messages go through the store-wide stage to the networks' mailboxes; each network's thread runs its engine against
+//! its kernel; the pages show where all of them stand.
 
 mod board;
+mod director;
 mod journal;
+mod lock;
 mod mailbox;
 mod network;
+mod pages;
 mod paths;
+mod settings;
+mod takedown;
+
+use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
+
+use thiserror::Error;
+use tokio::{net::TcpListener, sync::mpsc};
+use tracing::{info, warn};
+
+use self::{director::Director, lock::Lock, network::Shared, pages::AgentPages, paths::Paths};
+pub use self::{
+    settings::{Owner, Settings}, takedown::cleanup,
+};
+use crate::{
+    desired::{Store, StoreConfig},
+    etcd::{self, Etcd},
+    http, kernel,
+    retry::{Retry, stable_hash},
+};
+
+/// Messages of the store that wait for the director; a listing is one.
+const MESSAGES: usize = 1024;
+/// MTU of an underlay that no link of ours has the address of.
+const DEFAULT_UNDERLAY_MTU: u32 = 1500;
+
+/// Why the agent cannot run, or cannot go on.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// Another agent of this instance runs on this host.
+    #[error("another agent of instance {instance:?} holds {path}")]
+    AlreadyRuns {
+        /// The instance.
+        instance: String,
+        /// The lock file.
+        path: String,
+    },
+    /// The run directory or the lock in it cannot be made.
+    #[error("cannot use the run directory {path}: {error}")]
+    RunDir {
+        /// The directory.
+        path: String,
+        /// Why.
+        error: io::Error,
+    },
+    /// The listen address cannot be bound.
+    #[error("cannot listen on {address}: {error}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        error: io::Error,
+    },
+    /// Something that every system has is not to be had.
+    #[error("{what}: {error}")]
+    System {
+        /// What.
+        what: &'static str,
+        /// Why.
+        error: io::Error,
+    },
+    /// The series could not be registered.
+    #[error("metrics: {0}")]
+    Metrics(#[from] crate::metrics::Error),
+    /// The kernel refused a read that nothing can be done without.
+    #[error("{0}")]
+    Kernel(#[from] crate::engine::Failure),
+    /// A network's thread ended although nobody asked it to.
+    #[error("the thread of network {0} died")]
+    ThreadDied(crate::model::Name),
+}
+
+/// Runs until `shutdown` is there, then ends and leaves the datapath in place.
+///
+/// # Errors
+/// It cannot start, or cannot go on. What etcd or the kernel refuses for now is no reason to end.
+pub async fn run(settings: Settings, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
+    let _lock = Lock::take(&settings.owner.run_dir, &settings.owner.instance)?;
+    let shared = Arc::new(settings.owner.shared(settings.netns_roots.clone(), settings.resync)?);
+    let pages = Arc::new(AgentPages::new(Arc::clone(&shared)));
+    let listen = |error| Error::Listen { address: settings.listen, error };
+    let listener = TcpListener::bind(settings.listen).await.map_err(listen)?;
+    info!(node = %settings.node, listen = %settings.listen, "starting");
+    let served = tokio::spawn(http::serve(listener, Arc::clone(&pages)));
+    tokio::pin!(shutdown);
+    let outcome = tokio::select! {
+        outcome = follow(&settings, shared, pages) => outcome,
+        () = &mut shutdown => Ok(()),
+    };
+    served.abort();
+    info!("ended; the datapath stays in place");
+    outcome
+}
+
+/// Registers the node, then follows the store.
+async fn follow(settings: &Settings, shared: Arc<Shared>, pages: Arc<AgentPages>) -> Result<(), Error> {
+    let config = settings.etcd();
+    let vtep = registered(settings, &config, &pages).await;
+    let underlay_mtu = kernel::mtu_of(vtep)?.unwrap_or_else(|| {
+        warn!(%vtep, "no link of this host has the VTEP address; taking the underlay's MTU for {DEFAULT_UNDERLAY_MTU}");
+        DEFAULT_UNDERLAY_MTU
+    });
+    let store = Store::new(StoreConfig {
+        prefix: config.prefix.clone(),
+        node: settings.node.clone(),
+        vtep: settings.vtep,
+        underlay_mtu,
+    });
+    let watch = |error| Error::System { what: "cannot watch the namespace directories", error };
+    let mut paths = Paths::watch(settings.watched_dirs()).map_err(watch)?;
+    let (sender, mut messages) = mpsc::channel(MESSAGES);
+    let followed = AbortOnDrop(tokio::spawn(etcd::follow(config, sender)));
+    let mut director = Director::new(Arc::clone(&shared), store, pages);
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        tokio::select! {
+            Some(message) = messages.recv() => director.take(message)?,
+            seen = paths.seen() => director.tell(seen.map_err(watch)?),
+            _ = tick.tick() => director.tick()?,
+        }
+        let _ = &followed;
+    }
+}
+
+/// A task that ends with its owner.
+struct AbortOnDrop(tokio::task::JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// The node's VTEP address, after making sure that the store has it. Goes on trying for as long as it takes.
+async fn registered(settings: &Settings, config: &etcd::Config, pages: &AgentPages) -> std::net::IpAddr {
+    let salt = stable_hash(settings.node.as_str().as_bytes());
+    let mut retry = Retry::new(Duration::from_millis(100), Duration::from_secs(10), salt);
+    loop {
+        match register(settings, config).await {
+            Ok(vtep) => {
+                info!(%vtep, "registered");
+                return vtep;
+            }
+            Err(error) => {
+                pages.turned();
+                let delay = retry.delay();
+                warn!(%error, ?delay, "cannot register this node; trying again");
+                tokio::time::sleep(delay).await;
+            }
+        }
+    }
+}
+
+async fn register(settings: &Settings, config: &etcd::Config) -> Result<std::net::IpAddr, Box<dyn std::error::Error>> {
+    let etcd = Etcd::connect(config).await?;
+    if let Some(vtep) = settings.vtep {
+        return Ok(etcd.register_node(&settings.node, vtep, true).await?);
+    }
+    if let Some(node) = etcd.read_node(&settings.node).await? {
+        return Ok(node.vtep);
+    }
+    let remote = settings.etcd_address().await?;
+    let found = kernel::source_towards(remote)?;
+    Ok(etcd.register_node(&settings.node, found, false).await?)
+}

@@ -1,0 +1,169 @@
+//! Takes the store's messages, runs them through the store-wide stage, and gives every network its share.
+
+use std::{collections::BTreeMap, path::Path, sync::Arc, thread::JoinHandle};
+
+use tracing::{info, warn};
+
+use super::{
+    Error,
+    mailbox::Mailbox,
+    network::{self, Shared},
+    pages::AgentPages,
+    paths::Seen,
+};
+use crate::{
+    desired::{Store, Update},
+    engine::Time,
+    etcd::Message,
+    kernel,
+    model::Name,
+};
+
+struct Running {
+    mailbox: Arc<Mailbox>,
+    thread: JoinHandle<()>,
+}
+
+/// The director.
+pub(super) struct Director {
+    shared: Arc<Shared>,
+    store: Store,
+    pages: Arc<AgentPages>,
+    running: BTreeMap<Name, Running>,
+    swept: bool,
+}
+
+impl Director {
+    pub(super) fn new(shared: Arc<Shared>, store: Store, pages: Arc<AgentPages>) -> Self {
+        Self { shared, store, pages, running: BTreeMap::new(), swept: false }
+    }
+
+    /// Takes a message of the etcd edge.
+    pub(super) fn take(&mut self, message: Message) -> Result<(), Error> {
+        match message {
+            Message::Relist(reason) => self.pages.relist(reason.as_str()),
+            Message::Snapshot { revision, records, .. } => {
+                info!(revision, records = records.len(), "listed the store");
+                let updates = self.store.snapshot(revision, records);
+                self.dispatch(updates, self.shared.now())?;
+                self.sweep()?;
+                self.pages.contact(revision);
+                self.pages.audited();
+            }
+            Message::Changes { revision, changes, received } => {
+                let updates = self.store.changes(revision, changes);
+                let received = Time::from_origin(received.saturating_duration_since(self.shared.origin));
+                self.dispatch(updates, received)?;
+                self.pages.contact(revision);
+            }
+            Message::Audit { revision, records, touched } => {
+                let audited = self.store.audit(revision, records, &touched);
+                if audited.differences > 0 {
+                    warn!(revision, records = audited.differences, "the audit found what no event had told");
+                }
+                self.dispatch(audited.updates, self.shared.now())?;
+                self.pages.audited();
+            }
+            Message::Contact(revision) => {
+                self.pages.contact(revision);
+                return Ok(());
+            }
+            Message::Disconnected(error) => {
+                warn!(error, "etcd is out of reach; what stands in the kernel is kept right as it is");
+                self.pages.disconnected();
+                return Ok(());
+            }
+        }
+        for rejected in self.store.take_new_rejections() {
+            warn!(%rejected, "rejected a record; its last good version stays in force");
+        }
+        self.pages.store(self.store.revision(), &self.store.counts());
+        Ok(())
+    }
+
+    fn dispatch(&mut self, updates: BTreeMap<Name, Update>, received: Time) -> Result<(), Error> {
+        for (name, update) in updates {
+            self.give(&name, &update, received)?;
+        }
+        Ok(())
+    }
+
+    /// Gives a network its share; a network that comes to be here gets a thread.
+    fn give(&mut self, name: &Name, update: &Update, received: Time) -> Result<(), Error> {
+        let taken = self.running.get(name).is_some_and(|running| running.mailbox.update(update, received));
+        if !taken && matches!(update.spec, Some(Some(_))) {
+            self.start(name)?.update(update, received);
+        }
+        if let Some(running) = self.running.get(name) {
+            self.shared.board.posted(name, running.mailbox.posted());
+        }
+        Ok(())
+    }
+
+    fn start(&mut self, name: &Name) -> Result<Arc<Mailbox>, Error> {
+        let thread = |error| Error::System { what: "cannot start a network's thread", error };
+        let (mailbox, thread) = network::start(name.clone(), Arc::clone(&self.shared)).map_err(thread)?;
+        self.running.insert(name.clone(), Running { mailbox: Arc::clone(&mailbox), thread });
+        Ok(mailbox)
+    }
+
+    /// After the first complete snapshot: what earlier agents of this instance left and nothing desires is taken down.
+    fn sweep(&mut self) -> Result<(), Error> {
+        if std::mem::replace(&mut self.swept, true) {
+            return Ok(());
+        }
+        let owned = kernel::owned(Path::new(&self.shared.netns_dir), &self.shared.instance)?;
+        for unreadable in &owned.unreadable {
+            warn!("cannot tell whose namespace this is: {unreadable:?}");
+        }
+        let stale = owned.networks.into_iter().filter(|name| !self.running.contains_key(name));
+        let nothing = Update { revision: self.store.revision(), spec: Some(None), endpoints: Vec::new() };
+        for name in stale.collect::<Vec<_>>() {
+            if self.store.rejections().any(|rejected| rejected.concerns(&name)) {
+                warn!(network = %name, "its record is bad and no good version is known: what stands of it is kept");
+                continue;
+            }
+            info!(network = %name, "nothing desires it any more; taking it down");
+            self.start(&name)?.update(&nothing, self.shared.now());
+        }
+        Ok(())
+    }
+
+    /// Tells every network what was seen in the namespace directories.
+    pub(super) fn tell(&self, seen: Vec<Seen>) {
+        for running in self.running.values() {
+            for seen in &seen {
+                match seen {
+                    Seen::Path(path) => running.mailbox.path(path.clone()),
+                    Seen::Lost => running.mailbox.paths_lost(),
+                };
+            }
+        }
+    }
+
+    /// Once a second: the loop turns, and so do the threads.
+    pub(super) fn tick(&mut self) -> Result<(), Error> {
+        self.pages.turned();
+        let ended = self.running.iter().filter(|(_, running)| running.thread.is_finished());
+        let ended: Vec<Name> = ended.map(|(name, _)| name.clone()).collect();
+        for name in ended {
+            if let Some(running) = self.running.remove(&name)
+                && running.thread.join().is_err()
+            {
+                return Err(Error::ThreadDied(name));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Director {
+    fn drop(&mut self) {
+        for running in self.running.values() {
+            running.mailbox.stop();
+        }
+        for (_, running) in std::mem::take(&mut self.running) {
+            let _ = running.thread.join();
+        }
+    }
+}

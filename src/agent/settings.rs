@@ -1,0 +1,109 @@
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    sync::Mutex,
+    time::{Duration, Instant},
+};
+
+use super::{Error, board::Board, network::Shared};
+use crate::{
+    etcd::{self, Tls},
+    kernel::DEFAULT_NETNS_DIR,
+    metrics::Metrics,
+    model::Name,
+};
+
+/// Whose objects on this host are meant: one of several agents, running or not.
+#[derive(Clone, Debug)]
+pub struct Owner {
+    /// Which of several agents on this host.
+    pub instance: String,
+    /// Where its lock is.
+    pub run_dir: PathBuf,
+    /// Link group of all its devices.
+    pub link_group: u32,
+}
+
+impl Owner {
+    /// What all networks of this owner share.
+    pub(super) fn shared(&self, netns_roots: Vec<PathBuf>, resync: Duration) -> Result<Shared, Error> {
+        Ok(Shared {
+            instance: self.instance.clone(),
+            netns_dir: DEFAULT_NETNS_DIR.into(),
+            netns_roots,
+            group: self.link_group,
+            resync,
+            metrics: Metrics::new()?,
+            board: Board::default(),
+            origin: Instant::now(),
+            removal: Mutex::new(()),
+        })
+    }
+}
+
+/// What an operator tells the agent (DESIGN, section 8).
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// This node's name in the store.
+    pub node: Name,
+    /// This node's VTEP address; `None` takes the record's, or the source address of the route to etcd.
+    pub vtep: Option<IpAddr>,
+    /// URLs of etcd's members.
+    pub etcd: Vec<String>,
+    /// The prefix of all keys.
+    pub prefix: String,
+    /// Where metrics and health are served.
+    pub listen: SocketAddr,
+    /// Beneath which directories an endpoint's namespace may be.
+    pub netns_roots: Vec<PathBuf>,
+    /// Whose objects on this host are meant.
+    pub owner: Owner,
+    /// How often the whole kernel state is read again.
+    pub resync: Duration,
+    /// etcd user and password.
+    pub user: Option<(String, String)>,
+    /// TLS material for etcd.
+    pub tls: Option<Tls>,
+}
+
+impl Settings {
+    /// The namespace roots when none are given.
+    pub const NETNS_ROOTS: [&str; 4] = ["/run/netns", "/var/run/netns", "/run/docker/netns", "/var/run/docker/netns"];
+
+    /// How many kernel resyncs there are to one audit of the store, which costs all its keys.
+    const RESYNCS_PER_AUDIT: u32 = 5;
+
+    pub(super) fn etcd(&self) -> etcd::Config {
+        etcd::Config {
+            user: self.user.clone(),
+            tls: self.tls.clone(),
+            audit: self.resync * Self::RESYNCS_PER_AUDIT,
+            ..etcd::Config::new(self.etcd.clone(), &self.prefix)
+        }
+    }
+
+    /// The directories in which namespaces come and go.
+    pub(super) fn watched_dirs(&self) -> Vec<PathBuf> {
+        let own = PathBuf::from(DEFAULT_NETNS_DIR);
+        let roots = self.netns_roots.iter().filter(|root| **root != own).cloned();
+        [own.clone()].into_iter().chain(roots).collect()
+    }
+
+    /// The address of the first member that has one.
+    pub(super) async fn etcd_address(&self) -> io::Result<IpAddr> {
+        let mut last = io::Error::new(io::ErrorKind::InvalidInput, "no etcd URL");
+        for url in &self.etcd {
+            let authority = url.split_once("://").map_or(url.as_str(), |(_, rest)| rest).trim_end_matches('/');
+            match tokio::net::lookup_host(authority).await {
+                Ok(mut found) => {
+                    if let Some(found) = found.next() {
+                        return Ok(found.ip());
+                    }
+                }
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+}

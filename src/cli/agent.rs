@@ -1,0 +1,128 @@
+//! `vtepd agent`
+
+use std::{
+    fs,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
+
+use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::options::{Instance, Log, duration};
+use crate::{
+    agent::{self, Settings},
+    etcd::Tls,
+    model::Name,
+};
+
+/// The agent's options.
+#[derive(Args, Debug)]
+pub(super) struct Arguments {
+    /// This node's name in the store; the host's name where it is not given
+    #[arg(long, env = "VTEPD_NODE")]
+    node: Option<Name>,
+    /// This node's VTEP address on the underlay
+    #[arg(long, env = "VTEPD_VTEP")]
+    vtep: Option<IpAddr>,
+    /// URLs of etcd's members
+    #[arg(long, env = "VTEPD_ETCD", value_delimiter = ',', required = true)]
+    etcd: Vec<String>,
+    /// Prefix of all keys
+    #[arg(long, env = "VTEPD_PREFIX", default_value = "/vtepd/v1")]
+    prefix: String,
+    /// Where metrics and health are served
+    #[arg(long, env = "VTEPD_LISTEN", default_value = "127.0.0.1:9474")]
+    listen: SocketAddr,
+    /// Beneath which directories endpoints' namespaces may be; may be given several times
+    #[arg(long = "netns-root", env = "VTEPD_NETNS_ROOT", value_delimiter = ',')]
+    netns_root: Vec<PathBuf>,
+    /// How often the whole kernel state is read again without a reason
+    #[arg(long, env = "VTEPD_RESYNC", default_value = "60s", value_parser = duration)]
+    resync: Duration,
+    /// etcd user
+    #[arg(long, env = "VTEPD_ETCD_USER", requires = "etcd_password_file")]
+    etcd_user: Option<String>,
+    /// File with the etcd user's password
+    #[arg(long, env = "VTEPD_ETCD_PASSWORD_FILE", requires = "etcd_user")]
+    etcd_password_file: Option<PathBuf>,
+    /// File with the certificate authority of etcd's servers (PEM)
+    #[arg(long, env = "VTEPD_ETCD_CA")]
+    etcd_ca: Option<PathBuf>,
+    /// File with the client's certificate (PEM)
+    #[arg(long, env = "VTEPD_ETCD_CERT", requires = "etcd_key")]
+    etcd_cert: Option<PathBuf>,
+    /// File with the client's key (PEM)
+    #[arg(long, env = "VTEPD_ETCD_KEY", requires = "etcd_cert")]
+    etcd_key: Option<PathBuf>,
+    #[command(flatten)]
+    instance: Instance,
+    #[command(flatten)]
+    log: Log,
+}
+
+impl Arguments {
+    fn settings(self) -> Result<Settings, String> {
+        let node = match self.node {
+            Some(node) => node,
+            None => host_name()?,
+        };
+        let user = match (self.etcd_user, self.etcd_password_file) {
+            (Some(user), Some(file)) => {
+                let password = fs::read_to_string(&file).map_err(|error| format!("{}: {error}", file.display()))?;
+                Some((user, password.trim_end_matches(['\r', '\n']).to_owned()))
+            }
+            _ => None,
+        };
+        let identity = self.etcd_cert.zip(self.etcd_key);
+        let tls = (self.etcd_ca.is_some() || identity.is_some()).then_some(Tls { ca: self.etcd_ca, identity });
+        let default_roots = || Settings::NETNS_ROOTS.map(PathBuf::from).to_vec();
+        Ok(Settings {
+            node,
+            vtep: self.vtep,
+            etcd: self.etcd,
+            prefix: self.prefix,
+            listen: self.listen,
+            owner: self.instance.owner(),
+            netns_roots: if self.netns_root.is_empty() { default_roots() } else { self.netns_root },
+            resync: self.resync,
+            user,
+            tls,
+        })
+    }
+}
+
+fn host_name() -> Result<Name, String> {
+    let name = fs::read_to_string("/proc/sys/kernel/hostname").map_err(|error| format!("the host's name: {error}"))?;
+    let name = name.trim();
+    name.parse().map_err(|error| format!("the host's name {name:?} {error}; give --node"))
+}
+
+/// Runs the agent until SIGTERM or SIGINT.
+pub(super) fn run(arguments: Arguments) -> ExitCode {
+    let outcome = arguments.log.start().and_then(|()| {
+        let settings = arguments.settings()?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .map_err(|error| format!("cannot start: {error}"))?;
+        runtime.block_on(async {
+            let shutdown = shutdown().map_err(|error| format!("cannot listen for signals: {error}"))?;
+            agent::run(settings, shutdown).await.map_err(|error| error.to_string())
+        })
+    });
+    super::exit_code(outcome)
+}
+
+fn shutdown() -> std::io::Result<impl Future<Output = ()>> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}

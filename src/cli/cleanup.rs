@@ -1,0 +1,30 @@
+//! `vtepd cleanup`
+
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::options::{Instance, Log};
+use crate::agent;
+
+/// The options of the clean-up.
+#[derive(Args, Debug)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    instance: Instance,
+    #[command(flatten)]
+    log: Log,
+}
+
+/// Takes down what this instance owns, and says what.
+pub(super) fn run(arguments: &Arguments) -> ExitCode {
+    let outcome = arguments.log.start().and_then(|()| {
+        let (gone, left) = agent::cleanup(&arguments.instance.owner()).map_err(|error| error.to_string())?;
+        for network in &gone {
+            println!("removed {network}");
+        }
+        let left: Vec<String> = left.iter().map(ToString::to_string).collect();
+        if left.is_empty() { Ok(()) } else { Err(format!("could not remove all of {}", left.join(", "))) }
+    });
+    super::exit_code(outcome)
+}

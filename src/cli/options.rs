@@ -1,0 +1,95 @@
+//! Options that several verbs share.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{Args, ValueEnum};
+use tracing_subscriber::EnvFilter;
+
+use crate::agent::Owner;
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum LogFormat {
+    Text,
+    Json,
+}
+
+/// Logging, to standard error.
+#[derive(Args, Clone, Debug)]
+pub(super) struct Log {
+    /// How log lines look
+    #[arg(long, env = "VTEPD_LOG_FORMAT", value_enum, default_value = "text")]
+    log_format: LogFormat,
+    /// Which log lines are written: a level, or a filter such as vtepd=debug
+    #[arg(long, env = "VTEPD_LOG_LEVEL", default_value = "info")]
+    log_level: String,
+}
+
+impl Log {
+    /// Starts logging.
+    pub(super) fn start(&self) -> Result<(), String> {
+        let filter = EnvFilter::try_new(&self.log_level).map_err(|error| format!("--log-level: {error}"))?;
+        let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+        let started = match self.log_format {
+            LogFormat::Text => subscriber.with_ansi(false).try_init(),
+            LogFormat::Json => subscriber.json().try_init(),
+        };
+        started.map_err(|error| error.to_string())
+    }
+}
+
+/// Which of several agents on one host is meant.
+#[derive(Args, Clone, Debug)]
+pub(super) struct Instance {
+    /// Which of several agents on this host this is
+    #[arg(long, env = "VTEPD_INSTANCE", default_value = "default", value_parser = instance)]
+    pub(super) instance: String,
+    /// Where the lock is
+    #[arg(long, env = "VTEPD_RUN_DIR", default_value = "/run/vtepd")]
+    pub(super) run_dir: PathBuf,
+    /// Link group of all devices of this instance
+    #[arg(long, env = "VTEPD_LINK_GROUP", default_value_t = 0x7674, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) link_group: u32,
+}
+
+impl Instance {
+    pub(super) fn owner(&self) -> Owner {
+        let Self { instance, run_dir, link_group } = self.clone();
+        Owner { instance, run_dir, link_group }
+    }
+}
+
+fn instance(text: &str) -> Result<String, String> {
+    text.parse::<crate::model::Name>().map(|name| name.to_string()).map_err(|error| error.to_string())
+}
+
+/// A time span: a number with `ms`, `s`, `m` or `h`.
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let millis_per_unit = match unit {
+        "ms" => 1,
+        "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err("is not a time span such as 500ms, 60s, 5m or 1h".to_owned()),
+    };
+    let number: u64 = number.parse().map_err(|_| "is not a time span such as 500ms, 60s, 5m or 1h".to_owned())?;
+    let millis = number.checked_mul(millis_per_unit).filter(|millis| (100..=86_400_000).contains(millis));
+    millis.map(Duration::from_millis).ok_or_else(|| "must be between 100ms and 24h".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_spans_have_a_unit_and_bounds() {
+        assert_eq!(duration("60s"), Ok(Duration::from_secs(60)));
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
+        for bad in ["", "60", "s", "-1s", "1d", "0s", "10ms", "25h", "99999999999999999999s"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+}
