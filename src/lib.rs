@@ -13,3 +13,7 @@ pub mod etcd;
 pub mod kernel;
 
 pub mod lab;
+
+pub mod retry;
+
+pub mod cli;
