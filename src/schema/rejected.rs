@@ -23,6 +23,8 @@ pub enum Reason {
     Misfit,
     /// The endpoint asks for the gateway's address or MAC.
     Reserved,
+    /// The record asks for something that this version does not do.
+    Unsupported,
 }
 
 impl Reason {
@@ -38,6 +40,7 @@ impl Reason {
             Self::Overlap => "overlap",
             Self::Misfit => "misfit",
             Self::Reserved => "reserved",
+            Self::Unsupported => "unsupported",
         }
     }
 }
