@@ -130,6 +130,18 @@ impl Store {
         Audited { differences, updates: self.settle() }
     }
 
+    /// An earlier version, out of etcd's history, of a record whose last version is bad. If it is good, and nothing better is
+    /// known, it is in force while the bad one stands.
+    pub fn predecessor(&mut self, earlier: &Kv) -> BTreeMap<Name, Update> {
+        let Some(modified) = self.bad.get(&earlier.key).map(|(modified, _)| *modified) else { return BTreeMap::new() };
+        let Ok(key) = Key::parse(&self.config.prefix, &earlier.key) else { return BTreeMap::new() };
+        if let (None, Ok(value)) = (self.held(&key), decode(&key, &earlier.key, &earlier.value)) {
+            let rank = Rank { create_revision: earlier.create_revision, key: Arc::new(key) };
+            self.take(rank, modified, value, false);
+        }
+        self.settle()
+    }
+
     /// Takes over a listing, except for keys that are `touched` or known by a revision above `limit`. Returns how many
     /// records it changed.
     fn replace(&mut self, records: Vec<Kv>, touched: &BTreeSet<Vec<u8>>, limit: i64) -> usize {

@@ -134,6 +134,19 @@ fn a_bad_value_without_predecessor_is_not_there() {
 }
 
 #[test]
+fn a_good_version_out_of_the_history_is_in_force_while_the_bad_one_stands() {
+    let mut store = new_store();
+    let bad = Kv { create_revision: 2, ..kv("networks/n", "{", 4) };
+    let records = vec![bad, kv("endpoints/n/a/e1", &ip(2), 3)];
+    assert!(store.snapshot(5, records.clone()).is_empty());
+    let earlier = kv("networks/n", NET, 2);
+    assert!(matches!(store.predecessor(&earlier)["n"].spec, Some(Some(_))));
+    assert_eq!((store.counts().rejected.len(), store.without_predecessor().count()), (1, 0));
+    assert!(store.snapshot(6, records).is_empty(), "the bad version heard again changes nothing");
+    assert!(store.predecessor(&earlier).is_empty());
+}
+
+#[test]
 fn a_bad_value_at_a_key_that_was_made_anew_has_no_predecessor() {
     let (mut store, _) = two_nodes();
     let updates = store.changes(11, vec![put("networks/n", "{", 11, 11)]);
@@ -323,4 +336,25 @@ fn one_change_among_a_hundred_thousand_endpoints_is_told_alone() {
         assert_eq!(updates["n"].endpoints.len(), 1);
     }
     assert!(started.elapsed() < std::time::Duration::from_secs(2), "{:?}", started.elapsed());
+}
+
+/// Prints what a hundred thousand endpoints cost: `cargo test --release -- --ignored --nocapture memory`.
+#[test]
+#[ignore = "a measurement"]
+fn memory_of_a_hundred_thousand_endpoints() {
+    let resident = || {
+        let text = std::fs::read_to_string("/proc/self/statm").unwrap();
+        text.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+    };
+    let mut store = new_store();
+    let network = kv("networks/n", r#"{"subnets":[{"cidr":"10.0.0.0/8","vni":256}]}"#, 1);
+    store.snapshot(1, vec![network, kv("nodes/b", r#"{"vtep":"192.168.1.1"}"#, 1)]);
+    let before = resident();
+    for i in 0..100_000_u32 {
+        let address = std::net::Ipv4Addr::from((10 << 24) + 1000 + i);
+        let value = format!(r#"{{"ip":["{address}"],"netns":"/run/netns/container-{i}"}}"#);
+        store
+            .changes(2 + i64::from(i), vec![put(&format!("endpoints/n/b/container-{i}"), &value, 2, 2 + i64::from(i))]);
+    }
+    println!("{} bytes each", (resident() - before) / 100_000);
 }
