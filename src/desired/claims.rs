@@ -50,8 +50,8 @@ pub(super) struct Rank {
 #[derive(Debug, Default)]
 struct Slot {
     holder: Option<Rank>,
-    /// Those who claim it and do not hold it. Nearly always empty, which costs no allocation.
-    others: BTreeSet<Rank>,
+    /// Those who claim it and do not hold it. Nearly always nobody, which must cost nothing; an emptied set keeps a node.
+    others: Option<Box<BTreeSet<Rank>>>,
 }
 
 /// Who claims what, who holds it, and who must be decided again.
@@ -65,7 +65,7 @@ impl Claims {
     /// The record begins to claim these. It is to be decided.
     pub(super) fn enter(&mut self, rank: &Rank, claims: &[Claim]) {
         for claim in claims {
-            self.slots.entry(claim.clone()).or_default().others.insert(rank.clone());
+            self.slots.entry(claim.clone()).or_default().line_up(rank.clone());
         }
         self.queue.insert(rank.clone());
     }
@@ -74,7 +74,7 @@ impl Claims {
     pub(super) fn leave(&mut self, rank: &Rank, claims: &[Claim]) {
         for claim in claims {
             let Some(slot) = self.slots.get_mut(claim) else { continue };
-            slot.others.remove(rank);
+            slot.step_out(rank);
             if slot.holder.as_ref() == Some(rank) {
                 slot.holder = None;
             }
@@ -82,7 +82,7 @@ impl Claims {
             if slot.holder.is_none() {
                 slot.call_next(rank, &mut self.queue);
             }
-            if slot.holder.is_none() && slot.others.is_empty() {
+            if slot.holder.is_none() && slot.others.is_none() {
                 self.slots.remove(claim);
             }
         }
@@ -100,16 +100,16 @@ impl Claims {
         for claim in claims {
             let Some(slot) = self.slots.get_mut(claim) else { continue };
             if wins {
-                slot.others.remove(rank);
+                slot.step_out(rank);
                 let before = slot.holder.replace(rank.clone()).filter(|before| before != rank);
                 if let Some(before) = before {
-                    slot.others.insert(before.clone());
+                    slot.line_up(before.clone());
                     self.queue.insert(before);
                 }
             } else {
                 if slot.holder.as_ref() == Some(rank) {
                     slot.holder = None;
-                    slot.others.insert(rank.clone());
+                    slot.line_up(rank.clone());
                 }
                 // What nobody holds goes on down the line until somebody takes it.
                 if slot.holder.is_none() {
@@ -130,10 +130,21 @@ impl Claims {
 }
 
 impl Slot {
-    fn call_next(&self, rank: &Rank, queue: &mut BTreeSet<Rank>) {
-        if let Some(next) = self.others.range((Bound::Excluded(rank), Bound::Unbounded)).next() {
-            queue.insert(next.clone());
+    fn line_up(&mut self, rank: Rank) {
+        self.others.get_or_insert_default().insert(rank);
+    }
+
+    fn step_out(&mut self, rank: &Rank) {
+        let Some(others) = &mut self.others else { return };
+        others.remove(rank);
+        if others.is_empty() {
+            self.others = None;
         }
+    }
+
+    fn call_next(&self, rank: &Rank, queue: &mut BTreeSet<Rank>) {
+        let behind = (Bound::Excluded(rank), Bound::Unbounded);
+        queue.extend(self.others.iter().filter_map(|others| others.range(behind).next()).cloned());
     }
 }
 
