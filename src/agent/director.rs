@@ -119,7 +119,7 @@ impl Director {
         let stale = owned.networks.into_iter().filter(|name| !self.running.contains_key(name));
         let nothing = Update { revision: self.store.revision(), spec: Some(None), endpoints: Vec::new() };
         for name in stale.collect::<Vec<_>>() {
-            if self.store.rejections().any(|rejected| rejected.concerns(&name)) {
+            if self.store.without_good_version().any(|bad| bad == name) {
                 warn!(network = %name, "its record is bad and no good version is known: what stands of it is kept");
                 continue;
             }

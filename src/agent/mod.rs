@@ -22,7 +22,8 @@ use tracing::{info, warn};
 
 use self::{director::Director, lock::Lock, network::Shared, pages::AgentPages, paths::Paths};
 pub use self::{
-    settings::{Owner, Settings}, takedown::cleanup,
+    settings::{Owner, Settings},
+    takedown::cleanup,
 };
 use crate::{
     desired::{Store, StoreConfig},

@@ -1,6 +1,11 @@
 //! Watches the directories in which namespaces are bound, by inotify.
 
-use std::{collections::BTreeMap, io, os::fd::OwnedFd, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    io,
+    os::fd::{AsFd, BorrowedFd},
+    path::PathBuf,
+};
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
 use tokio::io::unix::AsyncFd;
@@ -24,14 +29,13 @@ pub(super) struct Paths {
 #[derive(Debug)]
 struct Watch {
     inotify: Inotify,
-    fd: OwnedFd,
     dirs: Vec<PathBuf>,
     watched: BTreeMap<PathBuf, WatchDescriptor>,
 }
 
-impl std::os::fd::AsRawFd for Watch {
-    fn as_raw_fd(&self) -> std::os::fd::RawFd {
-        self.fd.as_raw_fd()
+impl AsFd for Watch {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.inotify.as_fd()
     }
 }
 
@@ -42,10 +46,9 @@ impl Paths {
     /// There is no inotify to be had.
     pub(super) fn watch(dirs: Vec<PathBuf>) -> io::Result<Self> {
         let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
-        let fd = std::os::fd::AsFd::as_fd(&inotify).try_clone_to_owned()?;
-        let mut watch = Watch { inotify, fd, dirs, watched: BTreeMap::new() };
+        let mut watch = Watch { inotify, dirs, watched: BTreeMap::new() };
         watch.refresh();
-        Ok(Self { inotify: AsyncFd::new(watch)? })
+        Ok(Self { inotify: AsyncFd::register(watch)? })
     }
 
     /// What was seen since the last call; waits for at least one sight.

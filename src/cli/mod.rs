@@ -3,6 +3,7 @@
 mod agent;
 mod cleanup;
 mod options;
+pub mod validate;
 
 use std::process::ExitCode;
 
@@ -22,6 +23,8 @@ enum Verb {
     Agent(Box<agent::Arguments>),
     /// Remove everything that this instance owns on this host
     Cleanup(cleanup::Arguments),
+    /// Judge records before they are put
+    Validate(validate::Arguments),
 }
 
 /// Runs the program.
@@ -29,6 +32,7 @@ pub fn main() -> ExitCode {
     match Cli::parse().verb {
         Verb::Agent(arguments) => agent::run(*arguments),
         Verb::Cleanup(arguments) => cleanup::run(&arguments),
+        Verb::Validate(arguments) => validate::run(&arguments),
     }
 }
 

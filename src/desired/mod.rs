@@ -2,6 +2,22 @@
 //!
 //! The store-wide stage comes first (claims are decided over all records), then every network is on its own.
 
+mod batch;
+mod claims;
+mod fit;
+mod meaning;
+mod records;
+mod report;
 mod spec;
+mod store;
 
+#[cfg(test)]
+mod naive;
+#[cfg(test)]
+mod property;
+#[cfg(test)]
+mod tests;
+
+pub use report::{Blocked, BlockedReason, Conflict, Counts};
 pub use spec::{EndpointSpec, LocalEndpoint, NetworkSpec, RemoteEndpoint, Segment, Update};
+pub use store::{Audited, Store, StoreConfig};

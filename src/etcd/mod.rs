@@ -1,1 +1,11 @@
 //! Edge: list, watch, relist, heartbeat and registration. The only user of `etcd_client`.
+
+mod connect;
+mod follow;
+mod list;
+mod session;
+mod write;
+
+pub use connect::{Config, Error, Etcd, Tls};
+pub use follow::follow;
+pub use session::{Message, Relist};

@@ -7,5 +7,5 @@ mod vni;
 
 pub use mac::{InvalidMac, Mac};
 pub use name::{InvalidName, Name};
-pub use record::{Endpoint, EndpointId, Network, Node, Subnet};
+pub use record::{Endpoint, EndpointId, Netns, Network, Node, Subnet};
 pub use vni::{InvalidVni, Vni};

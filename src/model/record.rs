@@ -43,6 +43,15 @@ pub struct Network {
     pub labels: BTreeMap<String, String>,
 }
 
+/// Where an endpoint's interface goes.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Netns {
+    /// The network namespace at this path.
+    Path(PathBuf),
+    /// The host's own.
+    Host,
+}
+
 /// An endpoint: the record `endpoints/<network>/<node>/<endpoint>`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
@@ -50,8 +59,8 @@ pub struct Endpoint {
     pub ip: Vec<IpAddr>,
     /// Its MAC address; `None` derives it from the first IPv4 address, else the first IPv6 one.
     pub mac: Option<Mac>,
-    /// Path of the network namespace to wire it into; `None` leaves it to somebody else (a VM, an appliance).
-    pub netns: Option<PathBuf>,
+    /// The network namespace to wire it into; `None` leaves it to somebody else (a VM, an appliance).
+    pub netns: Option<Netns>,
     /// Name of the interface in that namespace.
     pub ifname: String,
 }

@@ -1,1 +1,15 @@
 //! Wire records: pure decoding of keys and values; each error names key, field and reason.
+
+mod json;
+mod key;
+mod kv;
+mod native;
+mod network;
+mod rejected;
+
+pub use key::Key;
+pub use kv::{Change, Kv};
+pub use native::{MAX_VALUE, approval, endpoint, node, store};
+pub(crate) use network::is_edge;
+pub use network::network;
+pub use rejected::{Reason, Rejected};

@@ -1,0 +1,250 @@
+//! `vtepd validate`: judges records before they are put.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::File,
+    io::{self, BufRead, Read, Write},
+    net::{IpAddr, Ipv6Addr},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use clap::Args;
+use serde::Deserialize;
+
+use crate::{
+    desired::{Store, StoreConfig},
+    model::{Name, Netns},
+    schema::{self, Change, Key, Kv, MAX_VALUE, Reason, Rejected},
+};
+
+/// The longest line that is read: the longest value, every byte of it escaped, and its key.
+const MAX_LINE: usize = 8 * MAX_VALUE;
+
+/// The options of `vtepd validate`.
+#[derive(Args, Debug)]
+pub struct Arguments {
+    /// Prefix of all keys
+    #[arg(long, env = "VTEPD_PREFIX", default_value = "/vtepd/v1")]
+    prefix: String,
+    /// Files with one JSON object {"key":…,"value":…} a line; - is standard input
+    #[arg(required = true)]
+    files: Vec<PathBuf>,
+}
+
+/// Judges all files as one set of records.
+pub(super) fn run(arguments: &Arguments) -> ExitCode {
+    let mut input: Box<dyn Read> = Box::new(io::empty());
+    for file in &arguments.files {
+        let next: Box<dyn Read> = if file.as_os_str() == "-" {
+            Box::new(io::stdin())
+        } else {
+            match File::open(file) {
+                Ok(file) => Box::new(file),
+                Err(error) => return super::exit_code(Err(format!("{}: {error}", file.display()))),
+            }
+        };
+        // A file without a newline at its end must not run into the next one.
+        input = Box::new(input.chain(next).chain(&b"\n"[..]));
+    }
+    match validate(&arguments.prefix, io::BufReader::new(input), &mut io::stdout().lock()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => super::exit_code(Err(error.to_string())),
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Line {
+    key: String,
+    value: serde_json::Value,
+}
+
+/// Reads records, one JSON object `{"key":…,"value":…}` a line, the value as a string or as it is, and writes what is wrong
+/// with them: each by itself, then with each other, as if they had been put in this order. Returns whether all are good.
+///
+/// # Errors
+/// Reading or writing fails.
+pub fn validate(prefix: &str, mut input: impl BufRead, out: &mut impl Write) -> Result<bool, io::Error> {
+    let Ok(node) = "validate".parse() else { return Ok(false) };
+    let mut good = true;
+    let mut created = BTreeMap::new();
+    let mut records = Vec::new();
+    let mut nodes = Nodes::default();
+    for number in 1_i64.. {
+        let mut line = Vec::new();
+        if input.by_ref().take(MAX_LINE as u64).read_until(b'\n', &mut line)? == 0 {
+            break;
+        }
+        if line.trim_ascii().is_empty() {
+            continue;
+        }
+        let too_long = line.len() == MAX_LINE && !line.ends_with(b"\n");
+        if too_long {
+            writeln!(out, "line {number}: {}: is longer than {MAX_LINE} bytes", Reason::Size)?;
+            return Ok(false);
+        }
+        let (whole, value) = match serde_json::from_slice::<Line>(&line) {
+            Ok(Line { key, value: serde_json::Value::String(value) }) => (key.into_bytes(), value.into_bytes()),
+            Ok(Line { key, value }) => (key.into_bytes(), value.to_string().into_bytes()),
+            Err(error) => {
+                good = false;
+                writeln!(out, "line {number}: {}: {error}", Reason::Json)?;
+                continue;
+            }
+        };
+        if let Err(rejected) = judge(prefix, &whole, &value, &mut nodes) {
+            good = false;
+            writeln!(out, "{rejected}")?;
+            continue;
+        }
+        let create_revision = *created.entry(whole.clone()).or_insert(number);
+        records.push(Change::Put(Kv { key: whole, value, create_revision, mod_revision: number }));
+    }
+    let mut store = Store::new(StoreConfig { prefix: prefix.to_owned(), node, vtep: None, underlay_mtu: 1500 });
+    store.changes(0, nodes.stand_ins(prefix));
+    for change in records {
+        store.changes(change.revision(), vec![change]);
+    }
+    for rejected in store.rejections() {
+        good = false;
+        writeln!(out, "{rejected}")?;
+    }
+    for conflict in store.conflicts() {
+        good = false;
+        let key = conflict.key.under(prefix);
+        writeln!(
+            out,
+            "{key}: {}: conflict: {} is held by {}",
+            conflict.field,
+            conflict.claim,
+            conflict.holder.under(prefix)
+        )?;
+    }
+    Ok(good)
+}
+
+/// What is wrong with a record by itself, or cannot be honoured by this version.
+fn judge(prefix: &str, whole: &[u8], value: &[u8], nodes: &mut Nodes) -> Result<(), Rejected> {
+    let unsupported = |field: &str| {
+        let message = "is not supported yet: the record would be blocked";
+        Err(Rejected::new(whole, field, Reason::Unsupported, message))
+    };
+    match Key::parse(prefix, whole)? {
+        Key::Node(node) => {
+            schema::node(whole, value)?;
+            nodes.given.insert(node);
+        }
+        Key::Network(_) => {
+            let network = schema::network(whole, value)?;
+            if network.secure {
+                return unsupported("secure");
+            }
+            if network.flood {
+                return unsupported("flood");
+            }
+        }
+        Key::Endpoint { id, .. } => {
+            nodes.named.insert(id.node);
+            if schema::endpoint(whole, value)?.netns == Some(Netns::Host) {
+                return unsupported("netns");
+            }
+        }
+        Key::Store => drop(schema::store(whole, value)?),
+        Key::Approval(_) => {
+            schema::approval(whole, value)?;
+        }
+        Key::Status(_) => {}
+    }
+    Ok(())
+}
+
+/// Nodes register themselves, and endpoints are often put before: a node that is only named is taken to exist.
+#[derive(Default)]
+struct Nodes {
+    named: BTreeSet<Name>,
+    given: BTreeSet<Name>,
+}
+
+impl Nodes {
+    /// Records for nodes that are only named, each with an address of its own out of the discard prefix (RFC 6666).
+    fn stand_ins(&self, prefix: &str) -> Vec<Change> {
+        let record = |(number, node): (u128, &Name)| {
+            let vtep = IpAddr::V6(Ipv6Addr::from_bits((0x0100_u128 << 112) + number));
+            let key = Key::Node(node.clone()).under(prefix).into_bytes();
+            let value = serde_json::json!({ "vtep": vtep }).to_string().into_bytes();
+            Change::Put(Kv { key, value, create_revision: 0, mod_revision: 0 })
+        };
+        (1..).zip(self.named.difference(&self.given)).map(record).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn validated(lines: &str) -> (bool, String) {
+        let mut out = Vec::new();
+        let good = validate("/vtepd/v1", lines.as_bytes(), &mut out).unwrap();
+        (good, String::from_utf8(out).unwrap())
+    }
+
+    const NETWORK: &str = r#"{"key":"/vtepd/v1/networks/n","value":{"subnets":[{"cidr":"10.0.0.0/24","vni":256}]}}"#;
+
+    #[test]
+    fn good_records_say_nothing_with_their_values_as_text_or_as_they_are() {
+        let lines = [
+            NETWORK,
+            "",
+            r#"{"key":"/vtepd/v1/nodes/a","value":"{\"vtep\":\"192.168.0.1\"}"}"#,
+            r#"{"key":"/vtepd/v1/endpoints/n/a/e1","value":{"ip":["10.0.0.2"],"netns":"/run/netns/x"}}"#,
+            r#"{"key":"/vtepd/v1/endpoints/n/b/e2","value":{"ip":["10.0.0.3"]}}"#,
+        ];
+        assert_eq!(validated(&lines.join("\n")), (true, String::new()));
+    }
+
+    #[test]
+    fn each_bad_record_is_named_with_field_and_reason() {
+        let lines = [
+            r#"{"key":"/vtepd/v1/nodes/a","value":{"vtpe":"192.168.0.1"}}"#,
+            "not json",
+            r#"{"key":"/vtepd/v1/networks/n","value":{"subnets":[{"cidr":"10.0.0.1/24","vni":256}]}}"#,
+            r#"{"key":"/vtepd/v1/networks/s","value":{"subnets":[{"cidr":"10.0.0.0/24","vni":2}],"secure":true}}"#,
+            r#"{"key":"/elsewhere/a","value":{}}"#,
+            r#"{"key":"/vtepd/v1/approvals/n","value":{"revision":0}}"#,
+        ];
+        let (good, out) = validated(&lines.join("\n"));
+        let starts = [
+            "/vtepd/v1/nodes/a: vtep: missing_field: ",
+            "line 2: json: ",
+            "/vtepd/v1/networks/n: subnets[0].cidr: value: 10.0.0.1/24 has host bits",
+            "/vtepd/v1/networks/s: secure: unsupported: ",
+            "/elsewhere/a: key: ",
+            "/vtepd/v1/approvals/n: revision: value: ",
+        ];
+        assert!(!good);
+        let lines: Vec<&str> = out.lines().collect();
+        assert_eq!(lines.len(), starts.len(), "{out}");
+        for (line, start) in lines.iter().zip(starts) {
+            assert!(line.starts_with(start), "{line}");
+        }
+    }
+
+    #[test]
+    fn records_that_do_not_go_together_are_named_although_no_node_is_given() {
+        let lines = [
+            NETWORK,
+            r#"{"key":"/vtepd/v1/networks/m","value":{"subnets":[{"cidr":"10.9.0.0/24","vni":256}]}}"#,
+            r#"{"key":"/vtepd/v1/endpoints/n/a/e1","value":{"ip":["10.0.0.2"]}}"#,
+            r#"{"key":"/vtepd/v1/endpoints/n/b/e2","value":{"ip":["10.0.0.2"]}}"#,
+            r#"{"key":"/vtepd/v1/endpoints/n/b/e3","value":{"ip":["10.0.1.2"]}}"#,
+        ];
+        let (good, out) = validated(&lines.join("\n"));
+        assert!(!good);
+        let expected = "/vtepd/v1/endpoints/n/b/e3: ip[0]: misfit: 10.0.1.2 is in no subnet of the network\n\
+            /vtepd/v1/networks/m: subnets: conflict: VNI 256 on port 4789 is held by /vtepd/v1/networks/n\n\
+            /vtepd/v1/endpoints/n/b/e2: ip: conflict: 10.0.0.2 on VNI 256 is held by /vtepd/v1/endpoints/n/a/e1\n";
+        assert_eq!(out, expected);
+    }
+}

@@ -1,0 +1,268 @@
+//! The store-wide stage: from what changed to one update per network.
+//!
+//! Whoever changes something first touches the endpoints that depend on it, which keeps what they meant before. Settling then
+//! decides networks and nodes, fits endpoints into their networks, decides their claims, and tells the difference.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem,
+    sync::Arc,
+};
+
+use super::{
+    EndpointSpec, Update,
+    claims::Claim,
+    fit::{Unfit, fit},
+    records::{Standing, segment_claims},
+    store::Store,
+};
+use crate::{
+    model::{EndpointId, Name},
+    schema::{Key, Rejected},
+};
+
+/// What is still to be settled.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    /// Networks whose endpoints must be fitted anew.
+    pub(super) networks: BTreeSet<Name>,
+    /// Nodes whose endpoints must be fitted anew.
+    pub(super) nodes: BTreeSet<Name>,
+    /// Endpoints that must be fitted anew.
+    pub(super) ends: BTreeSet<(Name, EndpointId)>,
+    /// Networks that may be something else now.
+    pub(super) specs: BTreeSet<Name>,
+    /// Nodes that a record or an endpoint left.
+    pub(super) left: BTreeSet<Name>,
+    /// What the touched endpoints meant here before.
+    pub(super) before: BTreeMap<Name, BTreeMap<EndpointId, Option<EndpointSpec>>>,
+    /// Rejections that nobody has been told yet.
+    pub(super) rejected: Vec<Rejected>,
+}
+
+impl Store {
+    /// The endpoint may change its meaning.
+    pub(super) fn touch(&mut self, network: &Name, id: &EndpointId) {
+        let Some(state) = self.networks.get(network) else { return };
+        // A network that does not exist here is told whole when it comes to exist.
+        let kept = self.batch.before.get(network).is_some_and(|before| before.contains_key(id));
+        let before = if state.told.is_some() && !kept { Some(self.endpoint_spec(state, id)) } else { None };
+        let entry = self.batch.before.entry(network.clone()).or_default();
+        if let Some(before) = before {
+            entry.insert(id.clone(), before);
+        }
+    }
+
+    /// All endpoints of the network may change their meaning.
+    pub(super) fn touch_network(&mut self, network: &Name) {
+        let Some(state) = self.networks.get(network) else { return };
+        let ids: Vec<EndpointId> =
+            if state.told.is_some() { state.endpoints.keys().cloned().collect() } else { Vec::new() };
+        self.batch.before.entry(network.clone()).or_default();
+        for id in ids {
+            self.touch(network, &id);
+        }
+    }
+
+    /// All endpoints of the node may change their meaning.
+    pub(super) fn touch_node(&mut self, node: &Name) {
+        let own = *node == self.config.node;
+        if own && self.config.vtep.is_some() {
+            return;
+        }
+        let endpoints = self.nodes.get(node).map(|state| state.endpoints.clone()).unwrap_or_default();
+        for (network, id) in endpoints {
+            self.touch(&network, &id);
+            if own {
+                self.batch.specs.insert(network);
+            }
+        }
+    }
+
+    /// Brings everything to rest, and says what changed per network.
+    pub(super) fn settle(&mut self) -> BTreeMap<Name, Update> {
+        self.decide_heads();
+        self.fit_endpoints();
+        self.decide_endpoints();
+        let updates = self.tell();
+        for node in mem::take(&mut self.batch.left) {
+            if self.nodes.get(&node).is_some_and(|state| state.record.is_none() && state.endpoints.is_empty()) {
+                self.nodes.remove(&node);
+            }
+        }
+        updates
+    }
+
+    fn decide_heads(&mut self) {
+        while let Some(rank) = self.heads.next() {
+            let key = Arc::clone(&rank.key);
+            let claims = match &*key {
+                Key::Node(node) => {
+                    let record = self.nodes.get(node).and_then(|state| state.record.as_ref());
+                    record.map(|held| vec![Claim::Vtep(held.value)])
+                }
+                Key::Network(network) => {
+                    let record = self.networks.get(network).and_then(|state| state.record.as_ref());
+                    record.map(|held| segment_claims(&held.value))
+                }
+                _ => None,
+            };
+            let Some(claims) = claims else { continue };
+            let wins = self.heads.decide(&rank, &claims);
+            if wins {
+                self.losers.remove(&rank);
+            } else {
+                self.losers.insert(rank);
+            }
+            match &*key {
+                Key::Node(node) if self.nodes.get(node).is_some_and(|state| state.in_force != wins) => {
+                    self.touch_node(node);
+                    if let Some(state) = self.nodes.get_mut(node) {
+                        state.in_force = wins;
+                    }
+                    self.batch.nodes.insert(node.clone());
+                }
+                Key::Network(network) if self.networks.get(network).is_some_and(|state| state.in_force != wins) => {
+                    self.touch_network(network);
+                    if let Some(state) = self.networks.get_mut(network) {
+                        state.in_force = wins;
+                    }
+                    self.batch.specs.insert(network.clone());
+                    self.batch.networks.insert(network.clone());
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn fit_endpoints(&mut self) {
+        let mut ends = mem::take(&mut self.batch.ends);
+        for network in mem::take(&mut self.batch.networks) {
+            let state = self.networks.get(&network);
+            let ids = state.into_iter().flat_map(|state| state.endpoints.keys());
+            ends.extend(ids.map(|id| (network.clone(), id.clone())));
+        }
+        for node in mem::take(&mut self.batch.nodes) {
+            let state = self.nodes.get(&node);
+            ends.extend(state.into_iter().flat_map(|state| state.endpoints.iter().cloned()));
+        }
+        for (network, id) in ends {
+            let Some((now, unfit)) = self.fitted(&network, &id) else { continue };
+            self.set_standing(&network, &id, now);
+            if let Some((field, reason, message)) = unfit {
+                self.reject_misfit(&network, &id, Rejected::new(b"", &field, reason, &message));
+            }
+        }
+    }
+
+    fn reject_misfit(&mut self, network: &Name, id: &EndpointId, mut rejected: Rejected) {
+        let endpoint = self.networks.get(network).and_then(|state| state.endpoints.get(id));
+        let Some(key) = endpoint.map(|endpoint| Arc::clone(&endpoint.held.rank.key)) else { return };
+        rejected.key = key.under(&self.config.prefix);
+        if self.misfits.insert(key, rejected.clone()).as_ref() != Some(&rejected) {
+            self.batch.rejected.push(rejected);
+        }
+    }
+
+    /// How the endpoint stands before its claims are decided. One that claims on the same segment as before stands as it did.
+    fn fitted(&self, network: &Name, id: &EndpointId) -> Option<(Standing, Option<Unfit>)> {
+        let state = self.networks.get(network)?;
+        let endpoint = state.endpoints.get(id)?;
+        let record = state.record.as_ref().filter(|_| state.in_force);
+        let Some(record) = record.filter(|_| self.vtep_of(&id.node).is_some()) else {
+            return Some((Standing::Pending, None));
+        };
+        Some(match fit(&record.value, &endpoint.held.value.ip, endpoint.held.value.mac) {
+            Ok(vni) if endpoint.standing.vni() == Some(vni) => (endpoint.standing, None),
+            Ok(vni) => (Standing::Lost(vni), None),
+            Err(unfit) => (Standing::Misfit, Some(unfit)),
+        })
+    }
+
+    fn decide_endpoints(&mut self) {
+        while let Some(rank) = self.ends.next() {
+            let key = Arc::clone(&rank.key);
+            let Key::Endpoint { network, id } = &*key else { continue };
+            let endpoint = self.networks.get(network).and_then(|state| state.endpoints.get(id));
+            let Some(endpoint) = endpoint else { continue };
+            let Some(vni) = endpoint.standing.vni() else { continue };
+            let claims = endpoint.held.value.claims(network, &id.node, vni);
+            if self.ends.decide(&rank, &claims) {
+                self.losers.remove(&rank);
+                self.set_standing(network, id, Standing::InForce(vni));
+            } else {
+                self.losers.insert(rank);
+                self.set_standing(network, id, Standing::Lost(vni));
+            }
+        }
+    }
+
+    /// Changes how an endpoint stands, with all that is counted by it and claimed because of it.
+    pub(super) fn set_standing(&mut self, network: &Name, id: &EndpointId, now: Standing) {
+        let before = self.networks.get(network).and_then(|state| state.endpoints.get(id));
+        let Some(before) = before.map(|endpoint| endpoint.standing).filter(|before| *before != now) else { return };
+        self.touch(network, id);
+        let Some(state) = self.networks.get_mut(network) else { return };
+        let Some(endpoint) = state.endpoints.get_mut(id) else { return };
+        endpoint.standing = now;
+        let rank = &endpoint.held.rank;
+        if before.vni() != now.vni() {
+            if let Some(vni) = before.vni() {
+                self.ends.leave(rank, &endpoint.held.value.claims(network, &id.node, vni));
+                self.losers.remove(rank);
+            }
+            if let Some(vni) = now.vni() {
+                self.ends.enter(rank, &endpoint.held.value.claims(network, &id.node, vni));
+            }
+        }
+        if before == Standing::Misfit {
+            self.misfits.remove(&rank.key);
+        }
+        self.pending = self.pending + usize::from(now == Standing::Pending) - usize::from(before == Standing::Pending);
+        if id.node == self.config.node {
+            state.local = state.local + usize::from(now.is_in_force()) - usize::from(before.is_in_force());
+        }
+    }
+
+    /// The difference between what every network was told to be and what it is.
+    fn tell(&mut self) -> BTreeMap<Name, Update> {
+        let mut touched = mem::take(&mut self.batch.before);
+        for network in &self.batch.specs {
+            touched.entry(network.clone()).or_default();
+        }
+        let mut updates = BTreeMap::new();
+        for (network, before) in touched {
+            let Some(state) = self.networks.get(&network) else { continue };
+            let spec = self.network_spec(&network, state);
+            let mut update = Update { revision: self.revision, ..Update::default() };
+            match (&state.told, &spec) {
+                (None, None) => {}
+                (Some(_), None) => update.spec = Some(None),
+                (None, Some(_)) => {
+                    update.spec = Some(spec.clone());
+                    let all = state.endpoints.keys().map(|id| (id.clone(), self.endpoint_spec(state, id)));
+                    update.endpoints = all.filter(|(_, spec)| spec.is_some()).collect();
+                }
+                (Some(told), Some(now)) => {
+                    if told != now {
+                        update.spec = Some(spec.clone());
+                    }
+                    let all = before.into_iter().map(|(id, was)| (self.endpoint_spec(state, &id), id, was));
+                    update.endpoints = all.filter(|(now, _, was)| now != was).map(|(now, id, _)| (id, now)).collect();
+                }
+            }
+            let told = update.spec.is_some();
+            if told || !update.endpoints.is_empty() {
+                updates.insert(network.clone(), update);
+            }
+            let unused = spec.is_none() && state.record.is_none() && state.endpoints.is_empty();
+            if unused {
+                self.networks.remove(&network);
+            } else if let Some(state) = self.networks.get_mut(&network).filter(|_| told) {
+                state.told = spec;
+            }
+        }
+        self.batch.specs.clear();
+        updates
+    }
+}

@@ -1,0 +1,177 @@
+//! Claims: what at most one record of the store may hold, decided alike on every node.
+//!
+//! The rule is greedy in the order of rank (create revision, then key): a record is in force if no claim of it is held by a
+//! record in force of lower rank, and then it holds all its claims. A loser holds nothing. Because a decision depends only on
+//! lower ranks, deciding again in ascending order those whose claims changed hands reaches the same end as deciding all from
+//! scratch, in whatever order the records were heard.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+    ops::Bound,
+    sync::Arc,
+};
+
+use crate::{
+    model::{Mac, Name, Netns, Vni},
+    schema::Key,
+};
+
+/// What one record holds and no other may.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Claim {
+    /// A VXLAN segment, by a network.
+    Segment(u16, Vni),
+    /// A VTEP address, by a node.
+    Vtep(IpAddr),
+    /// An address on a network's segment, by an endpoint.
+    Ip(Name, Vni, IpAddr),
+    /// A MAC address on a network's segment, by an endpoint.
+    Mac(Name, Vni, Mac),
+    /// An interface of a node's network namespace, by an endpoint.
+    Interface(Name, Arc<Inner>),
+}
+
+/// An interface in a network namespace.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Inner {
+    pub(super) netns: Netns,
+    pub(super) ifname: String,
+}
+
+/// The order in which records are served.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Rank {
+    pub(super) create_revision: i64,
+    pub(super) key: Arc<Key>,
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    holder: Option<Rank>,
+    /// Those who claim it and do not hold it. Nearly always nobody, which must cost nothing; an emptied set keeps a node.
+    others: Option<Box<BTreeSet<Rank>>>,
+}
+
+/// Who claims what, who holds it, and who must be decided again.
+#[derive(Debug, Default)]
+pub(super) struct Claims {
+    slots: BTreeMap<Claim, Slot>,
+    queue: BTreeSet<Rank>,
+}
+
+impl Claims {
+    /// The record begins to claim these. It is to be decided.
+    pub(super) fn enter(&mut self, rank: &Rank, claims: &[Claim]) {
+        for claim in claims {
+            self.slots.entry(claim.clone()).or_default().line_up(rank.clone());
+        }
+        self.queue.insert(rank.clone());
+    }
+
+    /// The record claims these no more. Who waited behind it is to be decided.
+    pub(super) fn leave(&mut self, rank: &Rank, claims: &[Claim]) {
+        for claim in claims {
+            let Some(slot) = self.slots.get_mut(claim) else { continue };
+            slot.step_out(rank);
+            if slot.holder.as_ref() == Some(rank) {
+                slot.holder = None;
+            }
+            // Also who did not hold it may have been called to take it.
+            if slot.holder.is_none() {
+                slot.call_next(rank, &mut self.queue);
+            }
+            if slot.holder.is_none() && slot.others.is_none() {
+                self.slots.remove(claim);
+            }
+        }
+        self.queue.remove(rank);
+    }
+
+    /// The record of lowest rank that is to be decided.
+    pub(super) fn next(&mut self) -> Option<Rank> {
+        self.queue.pop_first()
+    }
+
+    /// Whether the record is in force. Its claims change hands accordingly.
+    pub(super) fn decide(&mut self, rank: &Rank, claims: &[Claim]) -> bool {
+        let wins = self.blocker(rank, claims).is_none();
+        for claim in claims {
+            let Some(slot) = self.slots.get_mut(claim) else { continue };
+            if wins {
+                slot.step_out(rank);
+                let before = slot.holder.replace(rank.clone()).filter(|before| before != rank);
+                if let Some(before) = before {
+                    slot.line_up(before.clone());
+                    self.queue.insert(before);
+                }
+            } else {
+                if slot.holder.as_ref() == Some(rank) {
+                    slot.holder = None;
+                    slot.line_up(rank.clone());
+                }
+                // What nobody holds goes on down the line until somebody takes it.
+                if slot.holder.is_none() {
+                    slot.call_next(rank, &mut self.queue);
+                }
+            }
+        }
+        wins
+    }
+
+    /// The first of these claims that a record of lower rank holds, and that record.
+    pub(super) fn blocker<'c>(&self, rank: &Rank, claims: &'c [Claim]) -> Option<(&'c Claim, &Rank)> {
+        claims.iter().find_map(|claim| {
+            let holder = self.slots.get(claim)?.holder.as_ref()?;
+            (holder < rank).then_some((claim, holder))
+        })
+    }
+}
+
+impl Slot {
+    fn line_up(&mut self, rank: Rank) {
+        self.others.get_or_insert_default().insert(rank);
+    }
+
+    fn step_out(&mut self, rank: &Rank) {
+        let Some(others) = &mut self.others else { return };
+        others.remove(rank);
+        if others.is_empty() {
+            self.others = None;
+        }
+    }
+
+    fn call_next(&self, rank: &Rank, queue: &mut BTreeSet<Rank>) {
+        let behind = (Bound::Excluded(rank), Bound::Unbounded);
+        queue.extend(self.others.iter().filter_map(|others| others.range(behind).next()).cloned());
+    }
+}
+
+impl Claim {
+    /// The field of the losing record that asks for it.
+    pub(super) const fn field(&self) -> &'static str {
+        match self {
+            Self::Segment(..) => "subnets",
+            Self::Vtep(_) => "vtep",
+            Self::Ip(..) => "ip",
+            Self::Mac(..) => "mac",
+            Self::Interface(..) => "ifname",
+        }
+    }
+}
+
+impl fmt::Display for Claim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Segment(port, vni) => write!(f, "VNI {vni} on port {port}"),
+            Self::Vtep(ip) => write!(f, "VTEP {ip}"),
+            Self::Ip(_, vni, ip) => write!(f, "{ip} on VNI {vni}"),
+            Self::Mac(_, vni, mac) => write!(f, "{mac} on VNI {vni}"),
+            Self::Interface(node, inner) => match &inner.netns {
+                Netns::Path(path) => write!(f, "{} in {} on {node}", inner.ifname, path.display()),
+                Netns::Host => write!(f, "{} of the host {node}", inner.ifname),
+            },
+        }
+    }
+}

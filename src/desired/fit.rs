@@ -1,0 +1,58 @@
+//! What an endpoint's record and its network's say together.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::{
+    model::{Mac, Network, Subnet, Vni},
+    schema::{Reason, is_edge},
+};
+
+/// Why an endpoint does not fit its network: the field, the reason, and words.
+pub(super) type Unfit = (String, Reason, String);
+
+/// The one VNI that carries all these addresses.
+pub(super) fn fit(network: &Network, ips: &[IpAddr], mac: Mac) -> Result<Vni, Unfit> {
+    let mut taken: Vec<&Subnet> = Vec::with_capacity(ips.len());
+    for (i, ip) in ips.iter().enumerate() {
+        let unfit = |reason, message: String| (format!("ip[{i}]"), reason, message);
+        let subnet = subnet_of(network, *ip)
+            .ok_or_else(|| unfit(Reason::Misfit, format!("{ip} is in no subnet of the network")))?;
+        if is_edge(&subnet.cidr, *ip) {
+            return Err(unfit(Reason::Misfit, format!("{ip} is the network or broadcast address of {}", subnet.cidr)));
+        }
+        if subnet.gateway == *ip {
+            return Err(unfit(Reason::Reserved, format!("{ip} is the gateway's")));
+        }
+        if taken.iter().any(|other| other.cidr == subnet.cidr) {
+            return Err(unfit(Reason::Misfit, format!("{ip} is the second address in {}", subnet.cidr)));
+        }
+        if taken.iter().any(|other| other.vni != subnet.vni) {
+            return Err(unfit(Reason::Misfit, format!("{ip} is on another VNI than the first address")));
+        }
+        taken.push(subnet);
+    }
+    let vni = taken.first().map(|subnet| subnet.vni);
+    let vni = vni.ok_or_else(|| ("ip".to_owned(), Reason::Misfit, "has no address".to_owned()))?;
+    if gateway_mac(network, vni) == Some(mac) {
+        return Err(("mac".to_owned(), Reason::Reserved, format!("{mac} is the gateway's")));
+    }
+    Ok(vni)
+}
+
+/// The bridge's MAC address on a segment, the same on every node: from the first IPv4 gateway, else from the first one.
+pub(super) fn gateway_mac(network: &Network, vni: Vni) -> Option<Mac> {
+    let gateways = || network.subnets.iter().filter(|subnet| subnet.vni == vni).map(|subnet| subnet.gateway);
+    gateways().find(IpAddr::is_ipv4).or_else(|| gateways().next()).map(Mac::from_ip)
+}
+
+/// The address with its subnet's prefix length.
+pub(super) fn with_prefix_len(network: &Network, ip: IpAddr) -> Option<IpNet> {
+    let subnet = subnet_of(network, ip)?;
+    IpNet::new(ip, subnet.cidr.prefix_len()).ok()
+}
+
+fn subnet_of(network: &Network, ip: IpAddr) -> Option<&Subnet> {
+    network.subnets.iter().find(|subnet| subnet.cidr.contains(&ip))
+}

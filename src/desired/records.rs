@@ -1,0 +1,116 @@
+//! What the store-wide stage remembers of each record.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use super::{
+    NetworkSpec,
+    claims::{Claim, Inner, Rank},
+};
+use crate::model::{Endpoint, EndpointId, Mac, Name, Netns, Network, Vni};
+
+/// The last good version of a record.
+#[derive(Debug)]
+pub(super) struct Held<T> {
+    pub(super) rank: Rank,
+    /// The revision that was last heard of it, good or bad.
+    pub(super) modified: i64,
+    pub(super) value: T,
+}
+
+/// A network that has a record, or endpoints that wait for one.
+#[derive(Debug, Default)]
+pub(super) struct NetworkState {
+    pub(super) record: Option<Held<Arc<Network>>>,
+    pub(super) in_force: bool,
+    pub(super) endpoints: BTreeMap<EndpointId, EndpointState>,
+    /// How many of them are in force on this node.
+    pub(super) local: usize,
+    /// What this node was told that the network is.
+    pub(super) told: Option<Arc<NetworkSpec>>,
+}
+
+/// A node that has a record, or endpoints that wait for one.
+#[derive(Debug, Default)]
+pub(super) struct NodeState {
+    pub(super) record: Option<Held<IpAddr>>,
+    pub(super) in_force: bool,
+    /// The endpoints that live there, by network.
+    pub(super) endpoints: BTreeSet<(Name, EndpointId)>,
+}
+
+/// An endpoint's record, in the form that costs least.
+#[derive(Debug)]
+pub(super) struct EndpointState {
+    pub(super) held: Held<EndpointValue>,
+    pub(super) standing: Standing,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct EndpointValue {
+    pub(super) ip: Box<[IpAddr]>,
+    pub(super) mac: Mac,
+    pub(super) inner: Option<Arc<Inner>>,
+}
+
+/// How an endpoint stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// Its network or its node is not in force.
+    Pending,
+    /// It does not fit its network.
+    Misfit,
+    /// It fits, and lost a claim.
+    Lost(Vni),
+    /// It is in force.
+    InForce(Vni),
+}
+
+impl Standing {
+    /// The segment on which it claims.
+    pub(super) const fn vni(self) -> Option<Vni> {
+        match self {
+            Self::Pending | Self::Misfit => None,
+            Self::Lost(vni) | Self::InForce(vni) => Some(vni),
+        }
+    }
+
+    pub(super) const fn is_in_force(self) -> bool {
+        matches!(self, Self::InForce(_))
+    }
+}
+
+impl EndpointValue {
+    pub(super) fn new(record: Endpoint) -> Self {
+        let mac = record.effective_mac().unwrap_or(Mac::ZERO);
+        let ifname = record.ifname;
+        let inner = record.netns.map(|netns| Arc::new(Inner { netns, ifname }));
+        Self { ip: record.ip.into(), mac, inner }
+    }
+
+    /// What it claims as an endpoint on this segment.
+    pub(super) fn claims(&self, network: &Name, node: &Name, vni: Vni) -> Vec<Claim> {
+        let ips = self.ip.iter().map(|ip| Claim::Ip(network.clone(), vni, *ip));
+        let mac = Claim::Mac(network.clone(), vni, self.mac);
+        let inner = self.inner.as_ref().map(|inner| Claim::Interface(node.clone(), one_name(inner)));
+        ips.chain([mac]).chain(inner).collect()
+    }
+}
+
+/// `/var/run` is a link to `/run`: both names of a namespace are one claim.
+fn one_name(inner: &Arc<Inner>) -> Arc<Inner> {
+    let Netns::Path(path) = &inner.netns else { return Arc::clone(inner) };
+    let Ok(rest) = path.strip_prefix("/var/run") else { return Arc::clone(inner) };
+    let path: PathBuf = Path::new("/run").join(rest);
+    Arc::new(Inner { netns: Netns::Path(path), ifname: inner.ifname.clone() })
+}
+
+/// The segments that a network claims.
+pub(super) fn segment_claims(network: &Network) -> Vec<Claim> {
+    let vnis: BTreeSet<Vni> = network.subnets.iter().map(|subnet| subnet.vni).collect();
+    vnis.into_iter().map(|vni| Claim::Segment(network.port, vni)).collect()
+}

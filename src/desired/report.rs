@@ -1,0 +1,185 @@
+//! The store-wide stage: what there is to say about it.
+
+use std::collections::BTreeMap;
+
+use super::{
+    claims::{Claim, Claims, Rank},
+    records::segment_claims,
+    store::Store,
+};
+use crate::{
+    model::{Name, Netns},
+    schema::{Key, Reason, Rejected},
+};
+
+/// Why a record that is in force cannot be made on this node now. Closed: it is a metric's label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum BlockedReason {
+    /// It asks for something that this version does not do.
+    Unsupported,
+    /// The underlay leaves it less than the least MTU.
+    Mtu,
+}
+
+impl BlockedReason {
+    /// The label.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unsupported => "unsupported",
+            Self::Mtu => "mtu",
+        }
+    }
+}
+
+/// A record that lost a claim.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Conflict {
+    /// The loser.
+    pub key: Key,
+    /// Its field that asks for what another record holds.
+    pub field: &'static str,
+    /// What it asks for, in words.
+    pub claim: String,
+    /// The record that holds it.
+    pub holder: Key,
+}
+
+/// A record that is in force and cannot be made on this node now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Blocked {
+    /// The record.
+    pub key: Key,
+    /// Why.
+    pub reason: BlockedReason,
+}
+
+/// How many records stand how.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Nodes with a record.
+    pub nodes: usize,
+    /// Networks with a record.
+    pub networks: usize,
+    /// Endpoints with a good record.
+    pub endpoints: usize,
+    /// Endpoints that wait for their network or their node.
+    pub pending: usize,
+    /// Records that lost a claim.
+    pub conflicts: usize,
+    /// Rejected records by reason.
+    pub rejected: BTreeMap<Reason, usize>,
+    /// Blocked networks, and blocked endpoints of this node, by reason.
+    pub blocked: BTreeMap<BlockedReason, usize>,
+}
+
+impl Store {
+    /// The last revision that was heard.
+    pub const fn revision(&self) -> i64 {
+        self.revision
+    }
+
+    /// Whether a complete snapshot was heard. Before that, what is absent may only be unknown.
+    pub const fn is_complete(&self) -> bool {
+        self.complete
+    }
+
+    /// The store's own identity, if it has one.
+    pub fn identity(&self) -> Option<&str> {
+        self.identity.as_ref().map(|held| held.value.as_str())
+    }
+
+    /// Up to which revision held removals of a network may go.
+    pub fn approval(&self, network: &Name) -> Option<i64> {
+        self.approvals.get(network).map(|held| held.value)
+    }
+
+    /// Numbers for metrics and status.
+    pub fn counts(&self) -> Counts {
+        let mut counts = Counts {
+            nodes: self.nodes.values().filter(|state| state.record.is_some()).count(),
+            networks: self.networks.values().filter(|state| state.record.is_some()).count(),
+            endpoints: self.endpoints,
+            pending: self.pending,
+            conflicts: self.losers.len(),
+            ..Counts::default()
+        };
+        for rejected in self.bad.values().map(|(_, rejected)| rejected).chain(self.misfits.values()) {
+            *counts.rejected.entry(rejected.reason).or_default() += 1;
+        }
+        for blocked in self.blocked() {
+            *counts.blocked.entry(blocked.reason).or_default() += 1;
+        }
+        counts
+    }
+
+    /// All records that are rejected now. Of those that had a good version before, that version stays in force.
+    pub fn rejections(&self) -> impl Iterator<Item = &Rejected> {
+        self.bad.values().map(|(_, rejected)| rejected).chain(self.misfits.values())
+    }
+
+    /// Rejections that came up since the last call.
+    pub fn take_new_rejections(&mut self) -> Vec<Rejected> {
+        std::mem::take(&mut self.batch.rejected)
+    }
+
+    /// Keys whose last version is bad and that have no good one, with the revision of the bad one: a good one may stand in
+    /// etcd's history.
+    pub fn without_predecessor(&self) -> impl Iterator<Item = (&[u8], i64)> {
+        let held = |whole: &[u8]| Key::parse(&self.config.prefix, whole).ok().map(|key| self.held(&key).is_some());
+        self.bad
+            .iter()
+            .filter(move |(whole, _)| held(whole) == Some(false))
+            .map(|(whole, (modified, _))| (whole.as_slice(), *modified))
+    }
+
+    /// Networks that have a bad record, of themselves or of an endpoint, and no good version of it.
+    pub fn without_good_version(&self) -> impl Iterator<Item = Name> {
+        self.without_predecessor().filter_map(|(whole, _)| match Key::parse(&self.config.prefix, whole) {
+            Ok(Key::Network(network) | Key::Endpoint { network, .. }) => Some(network),
+            _ => None,
+        })
+    }
+
+    /// All records that lost a claim, and to whom.
+    pub fn conflicts(&self) -> impl Iterator<Item = Conflict> {
+        self.losers.iter().filter_map(|rank| match &*rank.key {
+            Key::Node(node) => {
+                let held = self.nodes.get(node)?.record.as_ref()?;
+                conflict(&self.heads, rank, &[Claim::Vtep(held.value)])
+            }
+            Key::Network(network) => {
+                let held = self.networks.get(network)?.record.as_ref()?;
+                conflict(&self.heads, rank, &segment_claims(&held.value))
+            }
+            Key::Endpoint { network, id } => {
+                let endpoint = self.networks.get(network)?.endpoints.get(id)?;
+                let vni = endpoint.standing.vni()?;
+                conflict(&self.ends, rank, &endpoint.held.value.claims(network, &id.node, vni))
+            }
+            _ => None,
+        })
+    }
+
+    /// Networks in force, and endpoints of this node in force, that cannot be made here now.
+    pub fn blocked(&self) -> impl Iterator<Item = Blocked> {
+        let networks = self.networks.values().filter(|state| state.in_force).filter_map(|state| {
+            let held = state.record.as_ref()?;
+            let reason = self.blocked_network(&held.value)?;
+            Some(Blocked { key: (*held.rank.key).clone(), reason })
+        });
+        let own = self.nodes.get(&self.config.node).into_iter().flat_map(|state| &state.endpoints);
+        let endpoints = own.filter_map(|(network, id)| {
+            let endpoint = self.networks.get(network)?.endpoints.get(id)?;
+            let inner = endpoint.held.value.inner.as_ref()?;
+            let blocked = inner.netns == Netns::Host && endpoint.standing.is_in_force();
+            blocked.then(|| Blocked { key: (*endpoint.held.rank.key).clone(), reason: BlockedReason::Unsupported })
+        });
+        networks.chain(endpoints)
+    }
+}
+
+fn conflict(claims: &Claims, rank: &Rank, asked: &[Claim]) -> Option<Conflict> {
+    let (claim, holder) = claims.blocker(rank, asked)?;
+    let (key, holder) = ((*rank.key).clone(), (*holder.key).clone());
+    Some(Conflict { key, field: claim.field(), claim: claim.to_string(), holder })
+}

@@ -1,0 +1,360 @@
+use super::*;
+use crate::{
+    model::{EndpointId, Name},
+    schema::{Change, Kv, Reason},
+};
+
+fn name(text: &str) -> Name {
+    text.parse().unwrap()
+}
+
+fn id(node: &str, endpoint: &str) -> EndpointId {
+    EndpointId { node: name(node), endpoint: name(endpoint) }
+}
+
+fn new_store() -> Store {
+    let vtep = Some("192.168.0.1".parse().unwrap());
+    Store::new(StoreConfig { prefix: "/p".into(), node: name("a"), vtep, underlay_mtu: 1500 })
+}
+
+fn kv(key: &str, value: &str, revision: i64) -> Kv {
+    let key = format!("/p/{key}").into_bytes();
+    Kv { key, value: value.as_bytes().to_vec(), create_revision: revision, mod_revision: revision }
+}
+
+fn put(key: &str, value: &str, create: i64, revision: i64) -> Change {
+    Change::Put(Kv { create_revision: create, ..kv(key, value, revision) })
+}
+
+fn delete(key: &str, revision: i64) -> Change {
+    Change::Delete { key: format!("/p/{key}").into_bytes(), revision }
+}
+
+const NET: &str = r#"{"subnets":[{"cidr":"10.0.0.0/24","vni":256}]}"#;
+
+fn ip(last: u8) -> String {
+    format!(r#"{{"ip":["10.0.0.{last}"]}}"#)
+}
+
+/// Two nodes, a network, an endpoint on each.
+fn two_nodes() -> (Store, Update) {
+    let mut store = new_store();
+    let mut updates = store.snapshot(
+        10,
+        vec![
+            kv("nodes/b", r#"{"vtep":"192.168.0.2"}"#, 1),
+            kv("networks/n", NET, 2),
+            kv("endpoints/n/a/e1", r#"{"ip":["10.0.0.2"],"netns":"/run/netns/x"}"#, 3),
+            kv("endpoints/n/b/e2", &ip(3), 4),
+        ],
+    );
+    let update = updates.remove("n").unwrap();
+    assert!(updates.is_empty());
+    (store, update)
+}
+
+#[test]
+fn a_network_with_an_endpoint_here_is_told_whole() {
+    let (store, update) = two_nodes();
+    let spec = update.spec.unwrap().unwrap();
+    let segment = &spec.segments[0];
+    assert_eq!((segment.vni.get(), segment.port, segment.mtu), (256, 4789, 1450));
+    assert_eq!(segment.local.to_string(), "192.168.0.1");
+    assert_eq!(segment.gateway_mac.to_string(), "02:42:0a:00:00:01");
+    assert_eq!(segment.gateways[0].to_string(), "10.0.0.1/24");
+    let [(first, Some(EndpointSpec::Local(local))), (second, Some(EndpointSpec::Remote(remote)))] =
+        update.endpoints.as_slice()
+    else {
+        panic!("{:?}", update.endpoints)
+    };
+    assert_eq!((first, second), (&id("a", "e1"), &id("b", "e2")));
+    assert_eq!(local.addresses[0].to_string(), "10.0.0.2/24");
+    assert_eq!(remote.vtep.to_string(), "192.168.0.2");
+    assert_eq!((store.revision(), store.is_complete(), update.revision), (10, true, 10));
+    assert_eq!(store.counts(), Counts { nodes: 1, networks: 1, endpoints: 2, ..Counts::default() });
+}
+
+#[test]
+fn a_network_without_an_endpoint_here_does_not_exist_here() {
+    let (mut store, _) = two_nodes();
+    let updates = store.changes(11, vec![delete("endpoints/n/a/e1", 11)]);
+    assert_eq!(updates["n"].spec, Some(None));
+    assert!(store.changes(12, vec![put("endpoints/n/b/e3", &ip(4), 12, 12)]).is_empty());
+    let updates = store.changes(13, vec![put("endpoints/n/a/vm", &ip(5), 13, 13)]);
+    assert!(matches!(updates["n"].spec, Some(Some(_))), "an endpoint that nobody wires up makes it exist");
+    assert_eq!(updates["n"].endpoints.len(), 2, "and means nothing itself");
+}
+
+#[test]
+fn an_endpoint_that_moves_in_one_revision_is_one_update() {
+    let (mut store, _) = two_nodes();
+    store.changes(11, vec![put("nodes/c", r#"{"vtep":"192.168.0.3"}"#, 11, 11)]);
+    let updates = store.changes(12, vec![put("endpoints/n/c/e2", &ip(3), 12, 12), delete("endpoints/n/b/e2", 12)]);
+    let endpoints = &updates["n"].endpoints;
+    assert!(matches!(&endpoints[..], [(old, None), (new, Some(_))] if *old == id("b", "e2") && *new == id("c", "e2")));
+}
+
+#[test]
+fn an_endpoint_that_moves_by_put_then_delete_is_one_update() {
+    let (mut store, _) = two_nodes();
+    store.changes(11, vec![put("nodes/c", r#"{"vtep":"192.168.0.3"}"#, 11, 11)]);
+    assert!(store.changes(12, vec![put("endpoints/n/c/e2", &ip(3), 12, 12)]).is_empty());
+    let conflict = store.conflicts().next().unwrap();
+    assert_eq!((conflict.key.to_string().as_str(), conflict.field), ("endpoints/n/c/e2", "ip"));
+    assert_eq!(conflict.holder.to_string(), "endpoints/n/b/e2");
+    let updates = store.changes(13, vec![delete("endpoints/n/b/e2", 13)]);
+    let endpoints = &updates["n"].endpoints;
+    assert!(matches!(&endpoints[..], [(old, None), (new, Some(_))] if *old == id("b", "e2") && *new == id("c", "e2")));
+    assert_eq!(store.counts().conflicts, 0);
+}
+
+#[test]
+fn a_bad_value_changes_nothing_but_itself() {
+    let (mut store, _) = two_nodes();
+    let bad = put("networks/n", r#"{"subnets":[]}"#, 2, 11);
+    let good = put("endpoints/n/b/e3", &ip(4), 11, 11);
+    let updates = store.changes(11, vec![bad, good]);
+    assert_eq!((updates["n"].spec.clone(), updates["n"].endpoints.len()), (None, 1));
+    let rejected = store.take_new_rejections();
+    assert_eq!((rejected[0].key.as_str(), rejected[0].field.as_str()), ("/p/networks/n", "subnets"));
+    assert_eq!(store.counts().rejected[&Reason::Value], 1);
+    assert_eq!(store.without_predecessor().count(), 0);
+    store.changes(12, vec![put("networks/n", NET, 2, 12)]);
+    assert!(store.counts().rejected.is_empty());
+}
+
+#[test]
+fn a_bad_value_without_predecessor_is_not_there() {
+    let mut store = new_store();
+    store.snapshot(5, vec![kv("networks/n", "{", 3), kv("elsewhere/x", "{}", 4)]);
+    assert_eq!(store.counts().networks, 0);
+    let keys: Vec<_> = store.without_predecessor().collect();
+    assert_eq!(keys, [(b"/p/networks/n".as_slice(), 3)]);
+    assert_eq!(store.counts().rejected[&Reason::Key], 1);
+}
+
+#[test]
+fn a_good_version_out_of_the_history_is_in_force_while_the_bad_one_stands() {
+    let mut store = new_store();
+    let bad = Kv { create_revision: 2, ..kv("networks/n", "{", 4) };
+    let records = vec![bad, kv("endpoints/n/a/e1", &ip(2), 3)];
+    assert!(store.snapshot(5, records.clone()).is_empty());
+    let earlier = kv("networks/n", NET, 2);
+    assert!(matches!(store.predecessor(&earlier)["n"].spec, Some(Some(_))));
+    assert_eq!((store.counts().rejected.len(), store.without_predecessor().count()), (1, 0));
+    assert!(store.snapshot(6, records).is_empty(), "the bad version heard again changes nothing");
+    assert!(store.predecessor(&earlier).is_empty());
+}
+
+#[test]
+fn a_bad_value_at_a_key_that_was_made_anew_has_no_predecessor() {
+    let (mut store, _) = two_nodes();
+    let updates = store.changes(11, vec![put("networks/n", "{", 11, 11)]);
+    assert_eq!(updates["n"].spec, Some(None));
+}
+
+#[test]
+fn records_wait_for_their_network_and_their_node() {
+    let mut store = new_store();
+    assert!(store.snapshot(3, vec![kv("endpoints/n/a/e1", &ip(2), 1), kv("endpoints/n/b/e2", &ip(3), 2)]).is_empty());
+    assert_eq!(store.counts().pending, 2);
+    let updates = store.changes(4, vec![put("networks/n", NET, 4, 4)]);
+    assert!(matches!(updates["n"].spec, Some(Some(_))));
+    assert!(updates["n"].endpoints.is_empty());
+    assert_eq!(store.counts().pending, 1);
+    let updates = store.changes(5, vec![put("nodes/b", r#"{"vtep":"192.168.0.2"}"#, 5, 5)]);
+    assert_eq!((updates["n"].spec.clone(), updates["n"].endpoints.len()), (None, 1));
+    let updates = store.changes(6, vec![delete("nodes/b", 6)]);
+    assert!(matches!(&updates["n"].endpoints[..], [(_, None)]));
+}
+
+#[test]
+fn a_node_that_changes_its_vtep_takes_its_endpoints_along() {
+    let (mut store, _) = two_nodes();
+    let updates = store.changes(11, vec![put("nodes/b", r#"{"vtep":"192.168.0.9"}"#, 1, 11)]);
+    let [(_, Some(EndpointSpec::Remote(remote)))] = &updates["n"].endpoints[..] else { panic!("{updates:?}") };
+    assert_eq!(remote.vtep.to_string(), "192.168.0.9");
+}
+
+#[test]
+fn two_nodes_may_swap_their_vteps_in_one_revision() {
+    let (mut store, _) = two_nodes();
+    store.changes(
+        11,
+        vec![put("nodes/c", r#"{"vtep":"192.168.0.3"}"#, 11, 11), put("endpoints/n/c/e3", &ip(4), 11, 11)],
+    );
+    let swap =
+        vec![put("nodes/b", r#"{"vtep":"192.168.0.3"}"#, 1, 12), put("nodes/c", r#"{"vtep":"192.168.0.2"}"#, 11, 12)];
+    let updates = store.changes(12, swap);
+    assert_eq!(updates["n"].endpoints.len(), 2);
+    assert!(updates["n"].endpoints.iter().all(|(_, spec)| spec.is_some()));
+}
+
+#[test]
+fn without_a_configured_vtep_this_nodes_record_counts() {
+    let config = StoreConfig { prefix: "/p".into(), node: name("a"), vtep: None, underlay_mtu: 1500 };
+    let mut store = Store::new(config);
+    assert!(store.snapshot(3, vec![kv("networks/n", NET, 1), kv("endpoints/n/a/e", &ip(2), 2)]).is_empty());
+    let updates = store.changes(4, vec![put("nodes/a", r#"{"vtep":"fd00::1"}"#, 4, 4)]);
+    let spec = updates["n"].spec.clone().unwrap().unwrap();
+    assert_eq!((spec.segments[0].local.to_string().as_str(), spec.segments[0].mtu), ("fd00::1", 1430));
+    let updates = store.changes(5, vec![put("nodes/a", r#"{"vtep":"192.168.0.1"}"#, 4, 5)]);
+    let spec = updates["n"].spec.clone().unwrap().unwrap();
+    assert_eq!(spec.segments[0].mtu, 1450);
+}
+
+#[test]
+fn a_network_that_asks_for_encryption_or_flooding_is_blocked_and_said_to_be() {
+    for field in ["secure", "flood"] {
+        let (mut store, _) = two_nodes();
+        let value = format!(r#"{{"subnets":[{{"cidr":"10.0.0.0/24","vni":256}}],"{field}":true}}"#);
+        let updates = store.changes(11, vec![put("networks/n", &value, 2, 11)]);
+        assert_eq!(updates["n"].spec, Some(None), "never half");
+        assert_eq!(store.counts().blocked[&BlockedReason::Unsupported], 1);
+        let updates = store.changes(12, vec![put("networks/n", NET, 2, 12)]);
+        assert_eq!(updates["n"].endpoints.len(), 2);
+    }
+}
+
+#[test]
+fn an_endpoint_in_the_hosts_namespace_is_blocked_here_and_remote_elsewhere() {
+    let (mut store, _) = two_nodes();
+    let host = |last: u8| format!(r#"{{"ip":["10.0.0.{last}"],"netns":"host","ifname":"ov0"}}"#);
+    let updates =
+        store.changes(11, vec![put("endpoints/n/a/h", &host(7), 11, 11), put("endpoints/n/b/h", &host(8), 11, 11)]);
+    assert!(matches!(&updates["n"].endpoints[..], [(only, Some(_))] if *only == id("b", "h")));
+    let blocked: Vec<String> = store.blocked().map(|blocked| blocked.key.to_string()).collect();
+    assert_eq!(blocked, ["endpoints/n/a/h"]);
+}
+
+#[test]
+fn the_gateways_address_and_mac_are_reserved() {
+    let (mut store, _) = two_nodes();
+    let mac = r#"{"ip":["10.0.0.9"],"mac":"02:42:0a:00:00:01"}"#;
+    assert!(store.changes(11, vec![put("endpoints/n/b/g", &ip(1), 11, 11)]).is_empty());
+    assert!(store.changes(12, vec![put("endpoints/n/b/m", mac, 12, 12)]).is_empty());
+    assert_eq!(store.counts().rejected[&Reason::Reserved], 2);
+}
+
+#[test]
+fn an_endpoint_is_judged_again_when_its_network_changes() {
+    let (mut store, _) = two_nodes();
+    assert!(store.changes(11, vec![put("endpoints/n/b/far", r#"{"ip":["10.0.1.7"]}"#, 11, 11)]).is_empty());
+    assert_eq!(store.counts().rejected[&Reason::Misfit], 1);
+    let wider = r#"{"subnets":[{"cidr":"10.0.0.0/23","vni":256}]}"#;
+    let updates = store.changes(12, vec![put("networks/n", wider, 2, 12)]);
+    assert!(store.counts().rejected.is_empty());
+    let told: Vec<_> = updates["n"].endpoints.iter().map(|(id, _)| id.clone()).collect();
+    assert_eq!(
+        told,
+        [id("a", "e1"), id("b", "far")],
+        "the local one has another prefix length; the remote one is as before"
+    );
+    let updates = store.changes(13, vec![put("networks/n", NET, 2, 13)]);
+    assert!(updates["n"].endpoints.iter().any(|(gone, spec)| *gone == id("b", "far") && spec.is_none()));
+}
+
+#[test]
+fn when_the_winner_goes_the_loser_is_taken_and_his_loser_is_not() {
+    let mut store = new_store();
+    let other = r#"{"subnets":[{"cidr":"10.0.0.0/24","vni":256},{"cidr":"10.0.1.0/24","vni":257}]}"#;
+    let third = r#"{"subnets":[{"cidr":"10.0.1.0/24","vni":257}]}"#;
+    store.snapshot(3, vec![kv("networks/x", NET, 1), kv("networks/y", other, 2), kv("networks/z", third, 3)]);
+    let losers = |store: &Store| store.conflicts().map(|c| c.key.to_string()).collect::<Vec<_>>();
+    assert_eq!(losers(&store), ["networks/y"], "who loses one claim holds none: z has 257");
+    store.changes(4, vec![delete("networks/x", 4)]);
+    assert_eq!(losers(&store), ["networks/z"], "y is older than z");
+}
+
+#[test]
+fn when_the_winner_and_the_next_in_line_go_at_once_the_third_is_taken() {
+    let (mut store, _) = two_nodes();
+    store.changes(11, vec![put("endpoints/n/b/e3", &ip(3), 11, 11)]);
+    store.changes(12, vec![put("endpoints/n/a/e4", r#"{"ip":["10.0.0.3"],"netns":"/run/netns/y"}"#, 12, 12)]);
+    assert_eq!(store.counts().conflicts, 2);
+    let updates = store.changes(13, vec![delete("nodes/b", 13)]);
+    assert!(matches!(&updates["n"].endpoints[..], [(_, Some(EndpointSpec::Local(_))), (_, None)]), "{updates:?}");
+    assert_eq!((store.counts().conflicts, store.counts().pending), (0, 2));
+}
+
+#[test]
+fn one_interface_of_one_namespace_holds_one_endpoint_under_either_name_of_its_path() {
+    let (mut store, _) = two_nodes();
+    let same = r#"{"ip":["10.0.0.8"],"netns":"/var/run/netns/x"}"#;
+    assert!(store.changes(11, vec![put("endpoints/n/a/e9", same, 11, 11)]).is_empty());
+    assert_eq!(store.conflicts().next().unwrap().field, "ifname");
+}
+
+#[test]
+fn an_audit_leaves_alone_what_was_touched_since() {
+    let (mut store, _) = two_nodes();
+    let listing = vec![
+        kv("nodes/b", r#"{"vtep":"192.168.0.2"}"#, 1),
+        kv("networks/n", NET, 2),
+        kv("endpoints/n/a/e1", r#"{"ip":["10.0.0.2"],"netns":"/run/netns/x"}"#, 3),
+        kv("endpoints/n/b/e2", &ip(3), 4),
+    ];
+    store.changes(11, vec![delete("endpoints/n/b/e2", 11), put("endpoints/n/b/e5", &ip(6), 11, 11)]);
+    let touched = [b"/p/endpoints/n/b/e2".to_vec(), b"/p/endpoints/n/b/e5".to_vec()].into();
+    let audited = store.audit(10, listing.clone(), &touched);
+    assert_eq!((audited.differences, audited.updates.len()), (0, 0));
+    let lost = store.audit(10, listing[..3].to_vec(), &std::collections::BTreeSet::new());
+    assert_eq!(lost.differences, 0, "what is known by a later revision is not judged by an earlier listing");
+    let lost = store.audit(12, listing, &std::collections::BTreeSet::new());
+    assert_eq!((lost.differences, lost.updates["n"].endpoints.len()), (2, 2));
+}
+
+#[test]
+fn identity_and_approvals_are_kept() {
+    let mut store = new_store();
+    store.snapshot(3, vec![kv("store", r#"{"id":"7"}"#, 1), kv("approvals/n", r#"{"revision":2}"#, 2)]);
+    assert_eq!((store.identity(), store.approval(&name("n"))), (Some("7"), Some(2)));
+    store.changes(4, vec![delete("store", 4)]);
+    assert_eq!(store.identity(), None);
+}
+
+#[test]
+fn one_change_among_a_hundred_thousand_endpoints_is_told_alone() {
+    let mut store = new_store();
+    let mut kvs = vec![kv("networks/n", r#"{"subnets":[{"cidr":"10.0.0.0/8","vni":256}]}"#, 1)];
+    for node in 0..100 {
+        kvs.push(kv(&format!("nodes/b{node}"), &format!(r#"{{"vtep":"192.168.1.{node}"}}"#), 2));
+    }
+    kvs.push(kv("endpoints/n/a/e", &ip(2), 3));
+    for i in 0..100_000_u32 {
+        let address = std::net::Ipv4Addr::from((10 << 24) + 1000 + i);
+        kvs.push(kv(&format!("endpoints/n/b{}/e{i}", i % 100), &format!(r#"{{"ip":["{address}"]}}"#), 4));
+    }
+    let updates = store.snapshot(5, kvs);
+    assert_eq!(updates["n"].endpoints.len(), 100_000, "the local one is not wired up");
+    let started = std::time::Instant::now();
+    for i in 0..1000 {
+        let updates = store.changes(
+            10 + i,
+            vec![put("endpoints/n/b1/new", &format!(r#"{{"ip":["10.99.0.{}"]}}"#, i % 200), 10, 10 + i)],
+        );
+        assert_eq!(updates["n"].endpoints.len(), 1);
+    }
+    assert!(started.elapsed() < std::time::Duration::from_secs(2), "{:?}", started.elapsed());
+}
+
+/// Prints what a hundred thousand endpoints cost: `cargo test --release -- --ignored --nocapture memory`.
+#[test]
+#[ignore = "a measurement"]
+fn memory_of_a_hundred_thousand_endpoints() {
+    let resident = || {
+        let text = std::fs::read_to_string("/proc/self/statm").unwrap();
+        text.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+    };
+    let mut store = new_store();
+    let network = kv("networks/n", r#"{"subnets":[{"cidr":"10.0.0.0/8","vni":256}]}"#, 1);
+    store.snapshot(1, vec![network, kv("nodes/b", r#"{"vtep":"192.168.1.1"}"#, 1)]);
+    let before = resident();
+    for i in 0..100_000_u32 {
+        let address = std::net::Ipv4Addr::from((10 << 24) + 1000 + i);
+        let value = format!(r#"{{"ip":["{address}"],"netns":"/run/netns/container-{i}"}}"#);
+        store
+            .changes(2 + i64::from(i), vec![put(&format!("endpoints/n/b/container-{i}"), &value, 2, 2 + i64::from(i))]);
+    }
+    println!("{} bytes each", (resident() - before) / 100_000);
+}

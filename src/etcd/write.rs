@@ -1,0 +1,91 @@
+//! The few records that an agent writes, and single reads.
+
+use std::net::IpAddr;
+
+use etcd_client::{Compare, CompareOp, GetOptions, Txn, TxnOp};
+
+use super::{
+    connect::{Error, Etcd, within},
+    list::record,
+};
+use crate::{
+    model::{Name, Node},
+    schema::{self, Key, Kv},
+};
+
+/// How often a write is tried that others get in the way of.
+const ATTEMPTS: usize = 5;
+
+impl Etcd {
+    /// A record as of a revision, or the newest one as of revision 0.
+    ///
+    /// # Errors
+    /// No answer, or the revision is compacted.
+    pub async fn read(&self, key: &[u8], revision: i64) -> Result<Option<Kv>, Error> {
+        let options = GetOptions::new().with_revision(revision);
+        let mut client = self.client.kv_client();
+        let mut answer = within(self.timeout, client.get(key, Some(options))).await?;
+        Ok(answer.take_kvs().into_iter().next().map(record))
+    }
+
+    /// A node's record.
+    ///
+    /// # Errors
+    /// No answer, or the record is bad.
+    pub async fn read_node(&self, node: &Name) -> Result<Option<Node>, Error> {
+        let key = Key::Node(node.clone()).under(&self.prefix).into_bytes();
+        let found = self.read(&key, 0).await?;
+        Ok(found.map(|kv| schema::node(&key, &kv.value)).transpose()?)
+    }
+
+    /// Makes sure that the node has a record, and says which VTEP stands in it. An address that was `given` is written over
+    /// another one; an address that was only found does not replace what an operator wrote.
+    ///
+    /// # Errors
+    /// No answer, not allowed, or the record that stands there is bad and no address was given.
+    pub async fn register_node(&self, node: &Name, vtep: IpAddr, given: bool) -> Result<IpAddr, Error> {
+        let key = Key::Node(node.clone()).under(&self.prefix).into_bytes();
+        for _ in 0..ATTEMPTS {
+            let found = self.read(&key, 0).await?;
+            let unchanged = found.as_ref().map_or(0, |kv| kv.mod_revision);
+            match found.map(|kv| schema::node(&key, &kv.value)).transpose() {
+                Ok(Some(record)) if !given || record.vtep == vtep => return Ok(record.vtep),
+                Err(rejected) if !given => return Err(rejected.into()),
+                _ => {}
+            }
+            let value = serde_json::json!({ "vtep": vtep }).to_string();
+            if self.put_if(&key, unchanged, value).await? {
+                return Ok(vtep);
+            }
+        }
+        Err(Error::Contended(Key::Node(node.clone()).to_string()))
+    }
+
+    /// Gives the store an identity unless it has one. Returns whether this one was taken.
+    ///
+    /// # Errors
+    /// No answer, or not allowed.
+    pub async fn create_identity(&self, id: &str) -> Result<bool, Error> {
+        let key = Key::Store.under(&self.prefix).into_bytes();
+        self.put_if(&key, 0, serde_json::json!({ "id": id }).to_string()).await
+    }
+
+    /// Writes what this node's agent last applied.
+    ///
+    /// # Errors
+    /// No answer, or not allowed.
+    pub async fn put_status(&self, node: &Name, json: String) -> Result<(), Error> {
+        let key = Key::Status(node.clone()).under(&self.prefix);
+        let mut client = self.client.kv_client();
+        within(self.timeout, client.put(key, json, None)).await?;
+        Ok(())
+    }
+
+    /// Writes only if the key's last revision is still this one (0: it does not exist).
+    async fn put_if(&self, key: &[u8], mod_revision: i64, value: String) -> Result<bool, Error> {
+        let unchanged = Compare::mod_revision(key, CompareOp::Equal, mod_revision);
+        let txn = Txn::new().when([unchanged]).and_then([TxnOp::put(key, value, None)]);
+        let mut client = self.client.kv_client();
+        Ok(within(self.timeout, client.txn(txn)).await?.succeeded())
+    }
+}
