@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     io,
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
     path::PathBuf,
 };
 
@@ -31,6 +31,12 @@ struct Watch {
     inotify: Inotify,
     dirs: Vec<PathBuf>,
     watched: BTreeMap<PathBuf, WatchDescriptor>,
+}
+
+impl AsRawFd for Watch {
+    fn as_raw_fd(&self) -> RawFd {
+        self.inotify.as_fd().as_raw_fd()
+    }
 }
 
 impl AsFd for Watch {
