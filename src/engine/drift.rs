@@ -15,7 +15,7 @@ use super::{
     trouble::{FIRST_RETRY, LAST_RETRY},
     want::LinkWant,
 };
-use crate::{engine::object::Link, retry::Retry};
+use crate::{engine::object::Link, model::EndpointId, retry::Retry};
 
 /// More foreign rewrites of one object than this …
 const FIGHT_REWRITES: usize = 10;
@@ -66,6 +66,14 @@ impl Drift {
     /// An operation of ours went to this object, and it has to be read to know what came of it.
     pub(super) fn wrote(&mut self, key: Key) {
         self.written.insert(key);
+    }
+
+    /// What happened to an endpoint's two ends has a good reason.
+    pub(super) fn absolve(&mut self, endpoint: &EndpointId) {
+        self.suspects.retain(|key| match key {
+            Key::Link(LinkId::Outer(id) | LinkId::Inner(id)) | Key::Address(LinkId::Inner(id), _) => id != endpoint,
+            _ => true,
+        });
     }
 
     pub(super) fn has_suspects(&self) -> bool {
@@ -143,7 +151,9 @@ impl Network {
     /// Decides which suspects drifted: all that is to be known about them has been read.
     pub(super) fn judge_drift(&mut self, now: Time) {
         let since = self.drift.first_sign.take().unwrap_or(now);
-        self.drift.written.clear();
+        let mut written = std::mem::take(&mut self.drift.written);
+        written.retain(|key| self.waits_for_its_namespace(key));
+        self.drift.written = written;
         for key in std::mem::take(&mut self.drift.suspects) {
             let Some(reason) = self.difference(&key) else {
                 self.drift.close(&key);

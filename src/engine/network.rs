@@ -68,7 +68,7 @@ pub(super) enum InnerStatus {
     Unknown,
     NoNetns,
     Refused(String),
-    Present { nsid: Option<i32> },
+    Present { id: NetnsId, nsid: Option<i32> },
 }
 
 /// A local endpoint.

@@ -424,12 +424,16 @@ impl Network {
                 self.observe_gone(&inner);
                 self.set_inner_status(&id, InnerStatus::Refused(reason));
             }
-            InnerState::Netns { nsid, link, .. } => {
-                if let Some(local) = self.locals.get_mut(&id) {
-                    local.looks = 0;
+            InnerState::Netns { id: netns, nsid, link } => {
+                let Some(local) = self.locals.get_mut(&id) else { return };
+                local.looks = 0;
+                let another = matches!(local.status, InnerStatus::Present { id, .. } if id != netns);
+                self.set_inner_status(&id, InnerStatus::Present { id: netns, nsid });
+                self.observe_inner_link(&id, nsid, link, if another { ReadCause::First } else { cause });
+                if another {
+                    // The container was replaced by another one: what went with the old one is no drift.
+                    self.drift.absolve(&id);
                 }
-                self.set_inner_status(&id, InnerStatus::Present { nsid });
-                self.observe_inner_link(&id, nsid, link, cause);
             }
         }
     }
@@ -622,7 +626,7 @@ impl Network {
 
     /// The local endpoints that live in the namespace with this identifier.
     pub(super) fn locals_at(&self, nsid: i32) -> Vec<EndpointId> {
-        let there = |local: &Local| local.status == InnerStatus::Present { nsid: Some(nsid) };
+        let there = |local: &Local| matches!(local.status, InnerStatus::Present { nsid: Some(n), .. } if n == nsid);
         self.locals.iter().filter(|(_, local)| there(local)).map(|(id, _)| id.clone()).collect()
     }
 }
