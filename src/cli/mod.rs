@@ -1,1 +1,3 @@
 //! What the verbs of the command line do.
+
+pub mod demo;
