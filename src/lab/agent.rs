@@ -61,7 +61,7 @@ impl AgentOptions {
             ("--prefix", "/vtepd/v1".to_owned()),
             ("--listen", self.listen().to_string()),
             ("--run-dir", run_dir),
-            ("--resync", format!("{}ms", self.resync.as_millis())),
+            ("--resync", duration(self.resync)),
             ("--log-format", "text".to_owned()),
             ("--log-level", self.log_level.clone()),
         ];
@@ -78,6 +78,14 @@ impl AgentOptions {
 
     fn listen(&self) -> SocketAddr {
         SocketAddr::from((Ipv4Addr::LOCALHOST, self.port))
+    }
+}
+
+/// As the command line takes it: whole seconds where it is whole seconds.
+fn duration(duration: Duration) -> String {
+    match duration.subsec_millis() {
+        0 => format!("{}s", duration.as_secs()),
+        _ => format!("{}ms", duration.as_millis()),
     }
 }
 

@@ -126,18 +126,24 @@ impl Lab {
         host::run_with_input(&arguments.join(" "), self.underlay.command(arguments), "")
     }
 
-    /// Cuts a host off the underlay, or connects it again.
+    /// Cuts a host off the underlay, or connects it again. Returns once both ends of its cable have noticed.
     pub fn set_connected(&self, host: &Host, connected: bool) -> Result<(), LabError> {
-        let number = host.name().trim_start_matches("docker-node");
+        let port = format!("node{}", host.name().trim_start_matches("docker-node"));
         let state = if connected { "up" } else { "down" };
-        self.run_on_underlay(&["ip", "link", "set", &format!("node{number}"), state])?;
-        if connected {
-            wait_for("the host's carrier", Duration::from_secs(5), || {
-                let route = host.run(&["ip", "route", "show", "dev", Host::INTERFACE])?;
-                if route.contains("linkdown") { Err(LabError::not_so("no carrier")) } else { Ok(()) }
-            })?;
-        }
-        Ok(())
+        self.run_on_underlay(&["ip", "link", "set", &port, state])?;
+        // The kernel tells carriers with a delay of up to a second, each end on its own; until then the port forwards nothing.
+        wait_for("both ends of the cable", Duration::from_secs(10), || {
+            let carrier = host.run(&["ip", "link", "show", "dev", Host::INTERFACE])?.contains("LOWER_UP");
+            let routed = !host.run(&["ip", "route", "show", "dev", Host::INTERFACE])?.contains("linkdown");
+            let ports = self.run_on_underlay(&["bridge", "link", "show", "dev", &port])?;
+            let forwarding = ports.contains("state forwarding");
+            if [carrier, routed, forwarding] == [connected; 3] {
+                Ok(())
+            } else {
+                let said = format!("carrier: {carrier}, route alive: {routed}, port forwarding: {forwarding}");
+                Err(LabError::not_so(said))
+            }
+        })
     }
 }
 
