@@ -229,8 +229,8 @@ impl Network {
             self.drift.suspect(Key::Link(id.clone()));
         }
         self.lost_rows(&id, before.as_ref(), link);
-        self.observe_addresses(&id, addresses, cause);
         let new = before.as_ref().is_none_or(|before| before.ifindex != link.ifindex);
+        self.observe_addresses(&id, addresses, if new { ReadCause::First } else { cause });
         if new && cause == ReadCause::Foreign {
             // Somebody else made it: nothing is known of its rows.
             self.unread.fdb_dumps.insert(link.ifindex, ReadCause::First);
@@ -457,10 +457,13 @@ impl Network {
         };
         match link.filter(|(link, _)| is_ours(link)) {
             Some((link, addresses)) => {
+                // What a link holds that was not seen before is history.
+                let known = self.links.observed_of(&inner).is_some();
+                let of_addresses = if known { cause } else { ReadCause::First };
                 if self.links.saw(&inner, Some(link), cause.into()) && cause == ReadCause::Foreign {
                     self.drift.suspect(Key::Link(inner.clone()));
                 }
-                self.observe_addresses(&inner, &addresses, cause);
+                self.observe_addresses(&inner, &addresses, of_addresses);
             }
             None => {
                 self.suspect_link(&inner, cause);
