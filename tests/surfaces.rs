@@ -37,8 +37,7 @@ fn exposed() -> (BTreeSet<String>, BTreeSet<String>) {
         .filter(|name| name.starts_with("vtepd_"))
         .map(str::to_owned)
         .collect();
-    let mut stored = names(&text);
-    stored.retain(|name| !name.ends_with("_bucket") || families.contains(name.trim_end_matches("_bucket")));
+    let stored = names(&text);
     (families, stored)
 }
 
