@@ -113,7 +113,8 @@ fn every_flag_and_variable_of_the_agent_stands_in_the_readme() {
 fn every_flag_of_the_readmes_table_is_one_of_the_agent() {
     let (readme, help) = (file("README.md"), help("agent"));
     let flags = flags(&help);
-    let table = readme.lines().filter_map(|line| line.strip_prefix("| `--")).filter_map(|rest| rest.split([' ', '`']).next());
+    let table =
+        readme.lines().filter_map(|line| line.strip_prefix("| `--")).filter_map(|rest| rest.split([' ', '`']).next());
     let unknown: Vec<_> = table.filter(|flag| !flags.contains(format!("--{flag}").as_str())).collect();
     assert!(unknown.is_empty(), "{unknown:?}");
 }
