@@ -1,5 +1,7 @@
 //! `vtepd` reconciles VXLAN overlay networks on one host: what etcd says is what the kernel has, and stays.
 
+pub mod cli;
+
 pub mod model;
 
 pub mod schema;

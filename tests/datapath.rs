@@ -1,6 +1,15 @@
 //! One network on the real kernel: the engine against the netlink edge, with `ip` and `bridge` as foreign writers and
 //! independent witnesses.
 
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    missing_docs,
+    reason = "a test ends where something is not as it should be"
+)]
+
 mod support;
 
 use std::{

@@ -76,6 +76,7 @@ impl Network {
         // Links and the namespace are known only when they are read; what was not done at once is then tried after a pause.
         if matches!(planned.key, Key::Link(_) | Key::Netns) {
             self.settling.insert(planned.key.clone());
+            self.drift.wrote(planned.key.clone());
         } else {
             self.settled(&planned.key, now);
         }
@@ -139,6 +140,7 @@ impl Network {
             self.notes.push(Note::RepairFailed { kind: planned.key.kind() });
         }
         self.troubles.failed(&planned.key, failure, now);
+        self.drift.wrote(planned.key.clone());
         match &planned.op {
             Op::CreateNetns | Op::DeleteNetns => self.unread.netns = Some(ReadCause::Own),
             Op::DeleteLink { place: Place::Overlay, ifindex } => {

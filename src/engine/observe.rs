@@ -71,9 +71,12 @@ impl Network {
             Query::Links => self.unread.links = Some(cause),
             Query::Link(link) => self.unread.link(link, cause),
             Query::Inner(_) => {
+                // One endpoint's namespace that cannot be read holds up nothing else.
                 if let Some(id) = self.asked_inner.take() {
-                    self.unread.inner(id, cause);
+                    let retry = self.troubles.failed(&Key::Link(LinkId::Inner(id.clone())), failure, now);
+                    self.unread.looks.insert(id, retry);
                 }
+                return;
             }
             // Rows of a link that is gone went with it: the link's absence is what has to be seen.
             Query::FdbDump(ifindex) | Query::NeighbourDump(ifindex) if gone => self.look_again(ifindex),
@@ -220,7 +223,9 @@ impl Network {
             self.observe_gone(&id);
         }
         self.by_index.insert(link.ifindex, id.clone());
-        if self.links.saw(&id, Some(link.clone()), cause.into()) && cause == ReadCause::Foreign {
+        let left = self.links.saw(&id, Some(link.clone()), cause.into());
+        // A stray with our mark is something that we left behind, not somebody else's doing.
+        if left && cause == ReadCause::Foreign && !matches!(id, LinkId::Stray(_)) {
             self.drift.suspect(Key::Link(id.clone()));
         }
         self.lost_rows(&id, before.as_ref(), link);
@@ -260,7 +265,7 @@ impl Network {
         };
         let taken =
             |id: &LinkId| self.links.observed_of(id).is_some_and(|seen| self.by_index.contains_key(&seen.ifindex));
-        let stray = link.group == self.config.group && !matches!(link.kind, LinkKind::Other(_));
+        let stray = !matches!(link.kind, LinkKind::Other(_)) && (link.group == self.config.group || has_our_name(link));
         id.filter(|id| !taken(id)).or_else(|| stray.then_some(LinkId::Stray(link.ifindex)))
     }
 
@@ -419,12 +424,16 @@ impl Network {
                 self.observe_gone(&inner);
                 self.set_inner_status(&id, InnerStatus::Refused(reason));
             }
-            InnerState::Netns { nsid, link, .. } => {
-                if let Some(local) = self.locals.get_mut(&id) {
-                    local.looks = 0;
+            InnerState::Netns { id: netns, nsid, link } => {
+                let Some(local) = self.locals.get_mut(&id) else { return };
+                local.looks = 0;
+                let another = matches!(local.status, InnerStatus::Present { id, .. } if id != netns);
+                self.set_inner_status(&id, InnerStatus::Present { id: netns, nsid });
+                self.observe_inner_link(&id, nsid, link, if another { ReadCause::First } else { cause });
+                if another {
+                    // The container was replaced by another one: what went with the old one is no drift.
+                    self.drift.absolve(&id);
                 }
-                self.set_inner_status(&id, InnerStatus::Present { nsid });
-                self.observe_inner_link(&id, nsid, link, cause);
             }
         }
     }
@@ -617,7 +626,7 @@ impl Network {
 
     /// The local endpoints that live in the namespace with this identifier.
     pub(super) fn locals_at(&self, nsid: i32) -> Vec<EndpointId> {
-        let there = |local: &Local| local.status == InnerStatus::Present { nsid: Some(nsid) };
+        let there = |local: &Local| matches!(local.status, InnerStatus::Present { nsid: Some(n), .. } if n == nsid);
         self.locals.iter().filter(|(_, local)| there(local)).map(|(id, _)| id.clone()).collect()
     }
 }
@@ -627,6 +636,19 @@ fn addresses_of(id: &LinkId) -> std::ops::RangeInclusive<(LinkId, IpNet)> {
     let least = IpNet::V4(Ipv4Net::default());
     let most = IpNet::V6(Ipv6Net::from(Ipv6Addr::from([0xff; 16])));
     (id.clone(), least)..=(id.clone(), most)
+}
+
+/// Whether a link in a namespace of ours has a name that we give to its kind: its group may have been changed.
+fn has_our_name(link: &Link) -> bool {
+    let numbered = |prefix: &str, digits: fn(&char) -> bool| {
+        link.name.strip_prefix(prefix).is_some_and(|rest| !rest.is_empty() && rest.chars().all(|c| digits(&c)))
+    };
+    match link.kind {
+        LinkKind::Bridge { .. } => numbered("br", char::is_ascii_digit),
+        LinkKind::Vxlan(_) => numbered("vxlan", char::is_ascii_digit),
+        LinkKind::Veth { .. } => link.name.len() == 15 && numbered("veth", char::is_ascii_hexdigit),
+        LinkKind::Other(_) => false,
+    }
 }
 
 fn is_vxlan_of(link: &Link, vni: Vni) -> bool {

@@ -27,8 +27,8 @@ pub(super) struct Troubles {
 }
 
 impl Troubles {
-    /// Notes a failure and when to try again.
-    pub(super) fn failed(&mut self, key: &Key, failure: Failure, now: Time) {
+    /// Notes a failure, and gives when to try again.
+    pub(super) fn failed(&mut self, key: &Key, failure: Failure, now: Time) -> Time {
         let trouble = self.by_key.entry(key.clone()).or_insert_with(|| Trouble {
             retry: Retry::new(FIRST_RETRY, LAST_RETRY, key.salt()),
             at: now,
@@ -36,6 +36,7 @@ impl Troubles {
         });
         trouble.at = now + trouble.retry.delay();
         trouble.failure = failure;
+        trouble.at
     }
 
     /// An object works again.

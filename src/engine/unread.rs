@@ -17,11 +17,11 @@ const POINTS: usize = 256;
 /// Why something is read, which decides whether a difference that shows is somebody else's doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum ReadCause {
-    /// A sign of foreign change, or a resync.
-    Foreign,
     /// An operation of ours.
     Own,
-    /// It was never read: what it is like is history, not drift.
+    /// A sign of foreign change, or a resync. It beats the echo of our own operation.
+    Foreign,
+    /// It was never read, or not since it was forgotten: what it is like is history, not drift.
     First,
 }
 
@@ -72,14 +72,14 @@ impl Unread {
         *self = Self { inner, looks, netns: self.netns, ..Self::default() };
     }
 
-    /// A link is to be read; a foreign sign beats the echo of our own operation.
+    /// A link is to be read.
     pub(super) fn link(&mut self, link: LinkRef, cause: ReadCause) {
-        self.link.entry(link).and_modify(|had| *had = (*had).min(cause)).or_insert(cause);
+        self.link.entry(link).and_modify(|had| *had = (*had).max(cause)).or_insert(cause);
     }
 
     /// An endpoint's end is to be read.
     pub(super) fn inner(&mut self, id: EndpointId, cause: ReadCause) {
-        self.inner.entry(id).and_modify(|had| *had = (*had).min(cause)).or_insert(cause);
+        self.inner.entry(id).and_modify(|had| *had = (*had).max(cause)).or_insert(cause);
     }
 
     pub(super) fn next_look(&self) -> Option<Time> {

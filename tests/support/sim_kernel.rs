@@ -1,8 +1,10 @@
 //! A kernel in memory with the facts that the engine relies on, for one network. `tests/conformance.rs` holds it against the
 //! real one.
 
+#![allow(dead_code, clippy::panic, clippy::unwrap_used, reason = "not every test needs all of it")]
+
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, VecDeque},
     net::IpAddr,
     path::{Path, PathBuf},
 };
@@ -682,9 +684,4 @@ impl Kernel for SimKernel {
         }
         events
     }
-}
-
-/// The links of a namespace that are not in `known`: what a test left there of its own.
-pub fn others<'a>(ns: &'a SimNetns, known: &BTreeSet<String>) -> Vec<&'a SimLink> {
-    ns.links.values().filter(|link| !known.contains(&link.link.name)).collect()
 }
