@@ -66,7 +66,7 @@ test: deps ## Check the form, then run all tests in private namespaces
 	$(CARGO) clippy --locked --all-targets -- --deny warnings
 	$(CARGO) test --locked --no-run
 	@$(PRIVATE) true || { echo "This user may make no private namespaces here: be root, or allow user namespaces." >&2; exit 1; }
-	$(PRIVATE) bash -euc 'ip link set lo up; exec $(CARGO) test --locked --offline'
+	$(PRIVATE) bash -euc 'ip link set lo up; exec $(CARGO) test --locked --offline --no-fail-fast'
 
 .PHONY: install
 install: ## Install program, unit and an example of its settings (after `make release`; needs the right to write there)
