@@ -357,7 +357,7 @@ impl Chance {
 
 const NETWORKS: u64 = 20;
 /// Endpoints of each network that have a namespace on every host; as many again have none anywhere.
-const WIRED: u64 = 4;
+const WIRED: u64 = 6;
 const ROUNDS: u64 = 60;
 
 /// Which endpoints there are: network and number, on which host.
@@ -382,6 +382,7 @@ fn whatever_is_put_moved_and_killed_every_kernel_ends_as_the_store_says() {
             let value = format!(
                 r#"{{"subnets":[{{"cidr":"10.{n}.0.0/16","vni":{}}},{{"cidr":"fd00:{}::/64","vni":{}}}]}}"#,
                 300 + n,
+                n + 1,
                 300 + n
             );
             Write::Put(format!("/vtepd/v1/networks/n{n}"), value)
