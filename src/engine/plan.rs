@@ -42,7 +42,8 @@ impl Network {
     }
 
     fn held(&self, key: &Key, now: Time) -> bool {
-        self.troubles.holds(key, now) || self.drift.holds(key, now)
+        // What was written and is not read again yet may be right already.
+        self.settling.contains(key) || self.troubles.holds(key, now) || self.drift.holds(key, now)
     }
 
     fn ours(&self) -> bool {
