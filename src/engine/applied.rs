@@ -73,6 +73,9 @@ impl Network {
             }
             _ => {}
         }
+        if matches!(planned.op, Op::ReclaimVni { .. }) {
+            return;
+        }
         // Links and the namespace are known only when they are read; what was not done at once is then tried after a pause.
         if matches!(planned.key, Key::Link(_) | Key::Netns) {
             self.settling.insert(planned.key.clone());
@@ -146,6 +149,7 @@ impl Network {
             Op::DeleteLink { place: Place::Overlay, ifindex } => {
                 self.unread.link(LinkRef::Index(*ifindex), ReadCause::Own);
             }
+            Op::ReclaimVni { .. } => {}
             Op::AddLink(_) | Op::SetLink { .. } | Op::DeleteLink { .. } => {
                 if let Key::Link(id) = &planned.key {
                     self.link_written(id, &planned.op);

@@ -49,6 +49,11 @@ impl Troubles {
         self.by_key.get(key).is_some_and(|trouble| trouble.at > now)
     }
 
+    /// Why an object's last operation failed.
+    pub(super) fn reason(&self, key: &Key) -> Option<FailureKind> {
+        self.by_key.get(key).map(|trouble| trouble.failure.kind)
+    }
+
     /// Forgets the troubles of objects that no longer differ.
     pub(super) fn retain(&mut self, still: impl Fn(&Key) -> bool) {
         self.by_key.retain(|key, _| still(key));

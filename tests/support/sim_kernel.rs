@@ -340,6 +340,7 @@ impl SimKernel {
                 }
                 Ok(())
             }
+            Op::ReclaimVni { .. } => Ok(()),
             Op::AddLink(new) => self.add_link(new),
             Op::SetLink { place, ifindex, change } => self.set_link(place, *ifindex, change),
             Op::DeleteLink { place: Place::Overlay, ifindex } => {
