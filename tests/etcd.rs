@@ -301,10 +301,6 @@ async fn a_node_is_registered_once_and_an_operators_word_is_kept() {
     assert_eq!(before, after.mod_revision, "nothing is written when nothing differs");
     let history = edge.read(b"/p/nodes/a", before - 1).await.unwrap().unwrap();
     assert_eq!(history.value, br#"{"vtep":"192.168.0.1"}"#);
-    assert!(edge.create_identity("x1").await.unwrap());
-    assert!(!edge.create_identity("x2").await.unwrap());
-    edge.put_status(&node, "{}".into()).await.unwrap();
-    assert_eq!(edge.read(b"/p/status/a", 0).await.unwrap().unwrap().value, b"{}");
 }
 
 #[tokio::test]

@@ -61,26 +61,6 @@ impl Etcd {
         Err(Error::Contended(Key::Node(node.clone()).to_string()))
     }
 
-    /// Gives the store an identity unless it has one. Returns whether this one was taken.
-    ///
-    /// # Errors
-    /// No answer, or not allowed.
-    pub async fn create_identity(&self, id: &str) -> Result<bool, Error> {
-        let key = Key::Store.under(&self.prefix).into_bytes();
-        self.put_if(&key, 0, serde_json::json!({ "id": id }).to_string()).await
-    }
-
-    /// Writes what this node's agent last applied.
-    ///
-    /// # Errors
-    /// No answer, or not allowed.
-    pub async fn put_status(&self, node: &Name, json: String) -> Result<(), Error> {
-        let key = Key::Status(node.clone()).under(&self.prefix);
-        let mut client = self.client.kv_client();
-        within(self.timeout, client.put(key, json, None)).await?;
-        Ok(())
-    }
-
     /// Writes only if the key's last revision is still this one (0: it does not exist).
     async fn put_if(&self, key: &[u8], mod_revision: i64, value: String) -> Result<bool, Error> {
         let unchanged = Compare::mod_revision(key, CompareOp::Equal, mod_revision);
