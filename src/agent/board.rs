@@ -54,20 +54,30 @@ impl Board {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The network is here from now on.
+    pub(super) fn add(&self, name: &Name) {
+        self.entries().insert(name.clone(), Entry::default());
+    }
+
     /// Something was put in the network's mailbox.
     pub(super) fn posted(&self, name: &Name, posted: u64) {
-        self.entries().entry(name.clone()).or_default().posted = posted;
+        if let Some(entry) = self.entries().get_mut(name) {
+            entry.posted = posted;
+        }
     }
 
     /// The network's thread begins a turn.
     pub(super) fn begin(&self, name: &Name) {
-        self.entries().entry(name.clone()).or_default().busy_since = Some(Instant::now());
+        if let Some(entry) = self.entries().get_mut(name) {
+            entry.busy_since = Some(Instant::now());
+        }
     }
 
-    /// The network's thread ends a turn in which it had taken what was put in up to `handled`.
+    /// The network's thread ends a turn in which it had taken what was put in up to `handled`, and has come to rest with it
+    /// or not.
     pub(super) fn end(&self, name: &Name, summary: Summary, rests: bool, handled: u64) {
         let mut entries = self.entries();
-        let entry = entries.entry(name.clone()).or_default();
+        let Some(entry) = entries.get_mut(name) else { return };
         entry.busy_since = None;
         entry.settled |= rests;
         entry.handled = handled;

@@ -26,7 +26,12 @@ impl Journal {
     }
 
     pub(super) fn write(&mut self, note: &Note) {
-        if !self.allowed() {
+        // What is written for debugging, or not at all, takes no line from what people need.
+        let minor = matches!(
+            note,
+            Note::RepairFailed { .. } | Note::Op { failure: None, .. } | Note::Resync { .. } | Note::Resynced { .. }
+        );
+        if !minor && !self.allowed() {
             self.suppressed += 1;
             return;
         }

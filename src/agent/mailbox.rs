@@ -29,6 +29,12 @@ struct Pending {
     endpoints: BTreeMap<EndpointId, Option<EndpointSpec>>,
 }
 
+impl Pending {
+    fn stays(&self) -> bool {
+        !matches!(self.spec, Some(None))
+    }
+}
+
 /// All that a thread takes out at once.
 #[derive(Debug, Default)]
 pub(super) struct Work {
@@ -90,9 +96,11 @@ impl Mailbox {
         self.post(|state| {
             let endpoints = update.endpoints.iter().cloned();
             match state.pending.last_mut() {
-                Some(last) if update.spec.is_none() => {
+                // A change of a network that stays: what is newer replaces what is older, object by object.
+                Some(last) if update.spec.is_none() || (last.stays() && matches!(update.spec, Some(Some(_)))) => {
                     last.revision = update.revision;
                     last.endpoints.extend(endpoints);
+                    last.spec = update.spec.clone().or(last.spec.take());
                 }
                 _ => {
                     let (revision, spec) = (update.revision, update.spec.clone());
@@ -150,10 +158,14 @@ impl Mailbox {
         }
     }
 
-    /// Closes the box if nothing is in it: from then on nothing can be put in.
-    pub(super) fn close_if_empty(&self) -> bool {
+    /// Closes the box if nothing is in it: from then on nothing can be put in. What has to be done before anybody can see it
+    /// closed is done in `closing`.
+    pub(super) fn close_if_empty(&self, closing: impl FnOnce()) -> bool {
         let mut state = self.state();
         state.closed = state.pending.is_empty();
+        if state.closed {
+            closing();
+        }
         state.closed
     }
 
@@ -206,9 +218,9 @@ mod tests {
     fn a_closed_box_takes_nothing() {
         let mailbox = Mailbox::new().unwrap();
         mailbox.update(&update(1, &[], None), Time::default());
-        assert!(!mailbox.close_if_empty());
+        assert!(!mailbox.close_if_empty(|| ()));
         mailbox.take();
-        assert!(mailbox.close_if_empty());
+        assert!(mailbox.close_if_empty(|| ()));
         assert!(!mailbox.update(&update(2, &[], None), Time::default()));
     }
 }

@@ -78,6 +78,9 @@ pub enum Error {
     /// The kernel refused a read that nothing can be done without.
     #[error("{0}")]
     Kernel(#[from] crate::engine::Failure),
+    /// The task or thread that listens to something ended although nobody asked it to.
+    #[error("what listens to {0} died")]
+    Deaf(&'static str),
     /// A network's thread ended although nobody asked it to.
     #[error("the thread of network {0} died")]
     ThreadDied(crate::model::Name),
@@ -127,8 +130,8 @@ async fn follow(settings: &Settings, shared: Arc<Shared>, pages: Arc<AgentPages>
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     loop {
         tokio::select! {
-            Some(message) = messages.recv() => director.take(message)?,
-            Some(seen) = paths.recv() => director.tell(&seen),
+            message = messages.recv() => director.take(message.ok_or(Error::Deaf("etcd"))?)?,
+            seen = paths.recv() => director.tell(&seen.ok_or(Error::Deaf("the namespace directories"))?),
             _ = tick.tick() => director.tick()?,
         }
         let _ = &followed;

@@ -90,6 +90,7 @@ impl Kernel for OneRemovalAtATime<'_> {
 /// The thread could not be made.
 pub(super) fn start(name: Name, shared: Arc<Shared>) -> io::Result<(Arc<Mailbox>, thread::JoinHandle<()>)> {
     let mailbox = Arc::new(Mailbox::new()?);
+    shared.board.add(&name);
     let for_thread = Arc::clone(&mailbox);
     let thread = thread::Builder::new().name(format!("net {name}")).spawn(move || run(&name, &shared, &for_thread))?;
     Ok((mailbox, thread))
@@ -100,12 +101,14 @@ fn run(name: &Name, shared: &Shared, mailbox: &Mailbox) {
     let mut engine = shared.engine_of(name, &kernel);
     let mut journal = Journal::new(name.clone());
     let mut generation = kernel.generation();
+    let mut told = false;
     loop {
         let work = mailbox.take();
         if work.stop {
             return;
         }
         shared.board.begin(name);
+        told |= !work.updates.is_empty();
         for (update, received) in work.updates {
             engine.want(update, received);
         }
@@ -125,13 +128,12 @@ fn run(name: &Name, shared: &Shared, mailbox: &Mailbox) {
                 warn!(network = %name, "no right to a large event buffer: overruns, each a full resync, come sooner");
             }
         }
-        shared.board.end(name, engine.summary(), turn != Turn::More, work.posted);
+        shared.board.end(name, engine.summary(), told && turn != Turn::More, work.posted);
         match turn {
             Turn::More => {}
             Turn::Gone => {
-                if mailbox.close_if_empty() {
+                if mailbox.close_if_empty(|| shared.board.remove(name)) {
                     info!(network = %name, "is not on this node any more");
-                    shared.board.remove(name);
                     return;
                 }
             }

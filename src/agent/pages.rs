@@ -21,6 +21,7 @@ const STUCK: Duration = Duration::from_secs(30);
 pub(super) struct AgentPages {
     shared: Arc<Shared>,
     state: Mutex<State>,
+    scrape: Mutex<()>,
 }
 
 #[derive(Debug)]
@@ -35,7 +36,7 @@ struct State {
 impl AgentPages {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
         let state = State { turned: Instant::now(), snapshot: false, revision: 0, blocked: BTreeMap::new() };
-        Self { shared, state: Mutex::new(state) }
+        Self { shared, state: Mutex::new(state), scrape: Mutex::new(()) }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -109,6 +110,8 @@ impl AgentPages {
 
 impl Pages for AgentPages {
     fn metrics(&self) -> Result<String, String> {
+        // Gauges are set anew for each scrape, which another one must not see half done.
+        let _turn = self.scrape.lock().unwrap_or_else(PoisonError::into_inner);
         self.show();
         self.metrics().expose().map_err(|error| error.to_string())
     }

@@ -99,7 +99,9 @@ impl Watch {
             }
             let Some(name) = event.name else { continue };
             let dirs = self.watched.iter().filter(|(_, descriptor)| **descriptor == event.wd);
-            seen.extend(dirs.map(|(dir, _)| Seen::Path(dir.join(&name))));
+            // A parent is watched only for a root to appear in it.
+            let roots = dirs.filter(|(dir, _)| self.dirs.contains(dir));
+            seen.extend(roots.map(|(dir, _)| Seen::Path(dir.join(&name))));
         }
         // A root that appeared, or was taken away and made again, may have namespaces in it already.
         if self.refresh() {

@@ -40,7 +40,7 @@ impl Network {
         match (&planned.op, &planned.key) {
             (Op::CreateNetns | Op::DeleteNetns, _) => self.unread.netns = Some(ReadCause::Own),
             (Op::AddLink(_) | Op::SetLink { .. } | Op::DeleteLink { .. }, Key::Link(id)) => {
-                self.link_written(id, &planned.op)
+                self.link_written(id, &planned.op, planned.cause)
             }
             (Op::AddAddress { .. }, Key::Address(id, net)) => {
                 self.saw_address(&(id.clone(), *net), Some(true), ReadCause::Own);
@@ -115,11 +115,11 @@ impl Network {
         }
     }
 
-    fn link_written(&mut self, id: &LinkId, op: &Op) {
+    fn link_written(&mut self, id: &LinkId, op: &Op, cause: Cause) {
         match op {
             Op::DeleteLink { place: Place::Overlay, ifindex } => {
                 if let Some(gone) = self.by_index.get(ifindex).cloned() {
-                    self.observe_gone(&gone);
+                    self.observe_gone(&gone, cause);
                     self.link_moved(&gone);
                 }
             }
@@ -152,7 +152,7 @@ impl Network {
             Op::ReclaimVni { .. } => {}
             Op::AddLink(_) | Op::SetLink { .. } | Op::DeleteLink { .. } => {
                 if let Key::Link(id) = &planned.key {
-                    self.link_written(id, &planned.op);
+                    self.link_written(id, &planned.op, planned.cause);
                 }
             }
             Op::AddAddress { place, ifindex, .. } | Op::DeleteAddress { place, ifindex, .. } => match &planned.key {

@@ -73,17 +73,18 @@ impl<K, D, O> Default for Table<K, D, O> {
 }
 
 impl<K: Ord + Clone, D: Fits<O> + PartialEq, O: PartialEq> Table<K, D, O> {
-    /// Sets the desired side; `None` when it should not be there.
-    pub fn want(&mut self, key: &K, desired: Option<D>) {
+    /// Sets the desired side; `None` when it should not be there. True when that is news.
+    pub fn want(&mut self, key: &K, desired: Option<D>) -> bool {
         let had = self.desired_of(key);
         if had == desired.as_ref() {
-            return;
+            return false;
         }
         self.desired = self.desired + usize::from(desired.is_some()) - usize::from(had.is_some());
         self.update(key, |sides| {
             sides.desired = desired;
             sides.cause = Cause::Change;
         });
+        true
     }
 
     /// Sets the observed side to what was read or acknowledged; `None` when it is not there. True when the sides agreed

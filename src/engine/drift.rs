@@ -15,7 +15,7 @@ use super::{
     trouble::{FIRST_RETRY, LAST_RETRY},
     want::LinkWant,
 };
-use crate::{engine::object::Link, model::EndpointId, retry::Retry};
+use crate::{engine::object::Link, retry::Retry};
 
 /// More foreign rewrites of one object than this …
 const FIGHT_REWRITES: usize = 10;
@@ -68,12 +68,9 @@ impl Drift {
         self.written.insert(key);
     }
 
-    /// What happened to an endpoint's two ends has a good reason.
-    pub(super) fn absolve(&mut self, endpoint: &EndpointId) {
-        self.suspects.retain(|key| match key {
-            Key::Link(LinkId::Outer(id) | LinkId::Inner(id)) | Key::Address(LinkId::Inner(id), _) => id != endpoint,
-            _ => true,
-        });
+    /// What happened to these objects has another reason than a foreign hand on them.
+    pub(super) fn absolve(&mut self, of: impl Fn(&Key) -> bool) {
+        self.suspects.retain(|key| !of(key));
     }
 
     pub(super) fn has_suspects(&self) -> bool {
@@ -92,6 +89,11 @@ impl Drift {
 
     pub(super) fn is_open(&self, key: &Key) -> bool {
         self.open.contains_key(key)
+    }
+
+    /// What is desired of the object changed: whatever it was fought over before is moot.
+    pub(super) fn release(&mut self, key: &Key) {
+        self.rewrites.remove(key);
     }
 
     /// Whether repairs of this object are spaced out and its time has not come.
@@ -207,7 +209,7 @@ impl Network {
     }
 
     /// Whether the endpoint's namespace has to be looked at once more: a container that ended is no drift.
-    fn waits_for_its_namespace(&self, key: &Key) -> bool {
+    pub(super) fn waits_for_its_namespace(&self, key: &Key) -> bool {
         match key {
             Key::Link(LinkId::Outer(id) | LinkId::Inner(id)) | Key::Address(LinkId::Inner(id), _) => {
                 self.unread.looks.contains_key(id)

@@ -66,7 +66,8 @@ impl Network {
             LinkId::Inner(endpoint) => {
                 let own =
                     self.locals.get(endpoint).is_some_and(|l| l.spec.addresses.iter().any(|net| net.addr() == ip));
-                own || address.ours
+                // What was ours stays ours until it is gone, also where the kernel keeps no number (before 5.18).
+                own || address.ours || self.addresses.observed_of(&(id.clone(), address.net)).is_some()
             }
             _ => true,
         }
@@ -75,9 +76,12 @@ impl Network {
     pub(super) fn observe_inner(&mut self, state: InnerState, cause: ReadCause, now: Time) {
         let Some(id) = self.asked_inner.take() else { return };
         let inner = LinkId::Inner(id.clone());
+        if let Some(local) = self.locals.get_mut(&id) {
+            local.unreadable = false;
+        }
         match state {
             InnerState::NoNetns => {
-                self.observe_gone(&inner);
+                self.observe_gone(&inner, cause.into());
                 self.set_inner_status(&id, InnerStatus::NoNetns);
                 if let Some(local) = self.locals.get_mut(&id)
                     && (1..LOOKS).contains(&local.looks)
@@ -88,7 +92,7 @@ impl Network {
                 }
             }
             InnerState::Refused(reason) => {
-                self.observe_gone(&inner);
+                self.observe_gone(&inner, cause.into());
                 self.set_inner_status(&id, InnerStatus::Refused(reason));
             }
             InnerState::Netns { id: netns, nsid, link } => {
@@ -99,7 +103,14 @@ impl Network {
                 self.observe_inner_link(&id, nsid, link, if another { ReadCause::First } else { cause });
                 if another {
                     // The container was replaced by another one: what went with the old one is no drift.
-                    self.drift.absolve(&id);
+                    self.drift.absolve(|key| match key {
+                        Key::Link(LinkId::Outer(of) | LinkId::Inner(of)) | Key::Address(LinkId::Inner(of), _) => {
+                            *of == id
+                        }
+                        _ => false,
+                    });
+                    self.desired_moved(&Key::Link(LinkId::Outer(id.clone())));
+                    self.desired_moved(&Key::Link(LinkId::Inner(id)));
                 }
             }
         }
@@ -134,7 +145,7 @@ impl Network {
             }
             None => {
                 self.suspect_link(&inner, cause);
-                self.observe_gone(&inner);
+                self.observe_gone(&inner, cause.into());
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Links of the overlay namespace as they are read: which of ours each is, and what goes when one goes or changes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     delta::Cause,
@@ -9,7 +9,6 @@ use super::{
     object::{Address, Link, LinkKind},
     seam::LinkRef,
     unread::ReadCause,
-    want::outer_name,
 };
 use crate::model::Vni;
 
@@ -21,9 +20,12 @@ impl Network {
         for ifindex in gone {
             self.observe_link(&LinkRef::Index(ifindex), None, &[], cause);
         }
+        let mut by_link: BTreeMap<u32, Vec<Address>> = BTreeMap::new();
+        for address in addresses {
+            by_link.entry(address.ifindex).or_default().push(*address);
+        }
         for link in links {
-            let of_link: Vec<Address> =
-                addresses.iter().filter(|address| address.ifindex == link.ifindex).copied().collect();
+            let of_link = by_link.remove(&link.ifindex).unwrap_or_default();
             self.observe_link(&LinkRef::Index(link.ifindex), Some(link), &of_link, cause);
         }
     }
@@ -36,8 +38,9 @@ impl Network {
             let vxlan = links.iter().find(|link| is_vxlan_of(link, segment.vni));
             let number = vxlan.and_then(|vxlan| {
                 let bridge = links.iter().find(|link| Some(link.ifindex) == vxlan.master);
-                let from_vxlan = vxlan.name.strip_prefix("vxlan").and_then(|n| n.parse::<u32>().ok()?.checked_sub(1));
-                from_vxlan.or_else(|| bridge?.name.strip_prefix("br")?.parse().ok())
+                // The bridge has the endpoints: a VXLAN device that was renamed must not cost them theirs.
+                let from_bridge = bridge.and_then(|bridge| bridge.name.strip_prefix("br")?.parse().ok());
+                from_bridge.or_else(|| vxlan.name.strip_prefix("vxlan")?.parse::<u32>().ok()?.checked_sub(1))
             });
             if let Some(number) = number
                 && !self.numbers.values().any(|taken| *taken == number)
@@ -73,7 +76,7 @@ impl Network {
         let Some(link) = link else {
             if let Some(id) = known {
                 self.suspect_link(&id, cause);
-                self.observe_gone(&id);
+                self.observe_gone(&id, self.cause_of_loss(&id, cause));
                 self.link_moved(&id);
             }
             return;
@@ -82,7 +85,7 @@ impl Network {
         let before = self.links.observed_of(&id).cloned();
         // A second device that answers to the same name or VNI is the newer one; the older one has been replaced.
         if before.as_ref().is_some_and(|before| before.ifindex != link.ifindex) {
-            self.observe_gone(&id);
+            self.observe_gone(&id, self.cause_of_loss(&id, cause));
         }
         self.by_index.insert(link.ifindex, id.clone());
         let left = self.links.saw(&id, Some(link.clone()), cause.into());
@@ -90,17 +93,23 @@ impl Network {
         if left && cause == ReadCause::Foreign && !matches!(id, LinkId::Stray(_)) {
             self.drift.suspect(Key::Link(id.clone()));
         }
-        self.lost_rows(&id, before.as_ref(), link);
+        self.lost_rows(&id, before.as_ref(), link, self.cause_of_loss(&id, cause));
         let new = before.as_ref().is_none_or(|before| before.ifindex != link.ifindex);
         self.observe_addresses(&id, addresses, if new { ReadCause::First } else { cause });
-        if new && cause == ReadCause::Foreign {
-            // Somebody else made it: nothing is known of its rows.
+        if new && cause != ReadCause::Own {
+            // Not made by us just now: nothing is known of its rows.
             self.unread.fdb_dump(link.ifindex, ReadCause::First);
             self.unread.neighbour_dump(link.ifindex, ReadCause::First);
         }
         if new || before.is_some_and(|before| before.kind != link.kind) {
             self.link_moved(&id);
         }
+    }
+
+    /// Why what hangs on a link is made again: a foreign hand on the link, or the repair of it, or a change of ours.
+    fn cause_of_loss(&self, id: &LinkId, read: ReadCause) -> Cause {
+        let repair = read == ReadCause::Foreign || self.drift.is_open(&Key::Link(id.clone()));
+        if repair { Cause::Repair } else { Cause::Change }
     }
 
     /// A link that was as it should be is about to be found gone.
@@ -120,9 +129,7 @@ impl Network {
             LinkKind::Bridge { .. } => {
                 self.numbers.iter().find(|(_, n)| link.name == format!("br{n}")).map(|(vni, _)| LinkId::Bridge(*vni))
             }
-            LinkKind::Veth { .. } => {
-                self.locals.keys().find(|id| link.name == outer_name(id)).map(|id| LinkId::Outer(id.clone()))
-            }
+            LinkKind::Veth { .. } => self.by_outer_name.get(&link.name).map(|id| LinkId::Outer(id.clone())),
             LinkKind::Other(_) => None,
         };
         let taken =
@@ -144,10 +151,10 @@ impl Network {
     }
 
     /// The rows that the kernel drops when a link changes in certain ways. They are lost with it, not drifted by themselves.
-    pub(super) fn lost_rows(&mut self, id: &LinkId, before: Option<&Link>, now: &Link) {
+    pub(super) fn lost_rows(&mut self, id: &LinkId, before: Option<&Link>, now: &Link, cause: Cause) {
         let Some(before) = before else { return };
         if before.master != now.master {
-            self.lose_bridge_rows(now.ifindex);
+            self.lose_bridge_rows(now.ifindex, cause);
         }
         let flushed = before.mac != now.mac || (before.up && !now.up);
         let no_ipv6 = before.mtu >= 1280 && now.mtu < 1280;
@@ -157,56 +164,61 @@ impl Network {
             LinkId::Outer(_) | LinkId::Inner(_) | LinkId::Stray(_) => return,
         };
         if flushed || no_ipv6 {
+            // Some of them may have been looked up before the link was.
+            self.drift.absolve(|key| match key {
+                Key::Neighbour(key) => key.vni == vni && key.on_bridge == on_bridge && (flushed || key.ip.is_ipv6()),
+                _ => false,
+            });
             for key in self.neighbours.observed_in(NeighbourKey::all_of(vni, on_bridge)) {
                 if flushed || key.ip.is_ipv6() {
-                    self.neighbours.saw(&key, None, Cause::Repair);
+                    self.neighbours.saw(&key, None, cause);
                 }
             }
         }
     }
 
     /// The bridge drops the rows of a port that leaves it.
-    pub(super) fn lose_bridge_rows(&mut self, port: u32) {
+    pub(super) fn lose_bridge_rows(&mut self, port: u32, cause: Cause) {
         let on_port = |seen: &BridgeRowSeen| seen.ifindex == port;
         let rows = self.bridge_rows.iter().filter(|(_, sides)| sides.observed.as_ref().is_some_and(on_port));
         let keys: Vec<BridgeRowKey> = rows.map(|(key, _)| *key).collect();
         for key in keys {
-            self.bridge_rows.saw(&key, None, Cause::Repair);
+            self.bridge_rows.saw(&key, None, cause);
         }
     }
 
     /// A link is not there (any more), and all that it held went with it.
-    pub(super) fn observe_gone(&mut self, id: &LinkId) {
+    pub(super) fn observe_gone(&mut self, id: &LinkId, cause: Cause) {
         let Some(ifindex) = self.links.observed_of(id).map(|link| link.ifindex) else { return };
-        self.links.saw(id, None, Cause::Repair);
+        self.links.saw(id, None, cause);
         if !matches!(id, LinkId::Inner(_)) {
             self.by_index.remove(&ifindex);
-            self.lose_bridge_rows(ifindex);
+            self.lose_bridge_rows(ifindex, cause);
         }
         self.observe_addresses(id, &[], ReadCause::Own);
         match id {
             LinkId::Vxlan(vni) => {
                 for key in self.tunnels.observed_in(TunnelKey::all_of(*vni)) {
-                    self.tunnels.saw(&key, None, Cause::Repair);
+                    self.tunnels.saw(&key, None, cause);
                 }
-                self.lose_neighbours(*vni, false);
+                self.lose_neighbours(*vni, false, cause);
             }
             LinkId::Bridge(vni) => {
                 for key in self.bridge_rows.observed_in(BridgeRowKey::all_of(*vni)) {
-                    self.bridge_rows.saw(&key, None, Cause::Repair);
+                    self.bridge_rows.saw(&key, None, cause);
                 }
-                self.lose_neighbours(*vni, true);
+                self.lose_neighbours(*vni, true, cause);
             }
             LinkId::Outer(endpoint) => {
-                self.observe_gone(&LinkId::Inner(endpoint.clone()));
+                self.observe_gone(&LinkId::Inner(endpoint.clone()), cause);
             }
             LinkId::Inner(_) | LinkId::Stray(_) => {}
         }
     }
 
-    pub(super) fn lose_neighbours(&mut self, vni: Vni, on_bridge: bool) {
+    pub(super) fn lose_neighbours(&mut self, vni: Vni, on_bridge: bool, cause: Cause) {
         for key in self.neighbours.observed_in(NeighbourKey::all_of(vni, on_bridge)) {
-            self.neighbours.saw(&key, None, Cause::Repair);
+            self.neighbours.saw(&key, None, cause);
         }
     }
 }

@@ -78,6 +78,8 @@ pub(super) struct Local {
     pub(super) status: InnerStatus,
     /// How often it was looked for since its path showed up: the file shows before the namespace is mounted on it.
     pub(super) looks: u32,
+    /// The last attempt to read it failed.
+    pub(super) unreadable: bool,
 }
 
 impl Fits<TunnelSeen> for std::net::IpAddr {
@@ -107,7 +109,12 @@ impl Fits<bool> for () {
 
 impl Local {
     pub(super) fn new(spec: LocalEndpoint) -> Self {
-        Self { spec, status: InnerStatus::Unknown, looks: 0 }
+        Self { spec, status: InnerStatus::Unknown, looks: 1, unreadable: false }
+    }
+
+    /// Whether what stands at its path, if anything does, is known and may be used.
+    fn known(&self) -> bool {
+        !self.unreadable && !matches!(self.status, InnerStatus::Refused(_) | InnerStatus::Unknown)
     }
 
     pub(super) fn wired(&self) -> bool {
@@ -151,6 +158,8 @@ pub struct Network {
     pub(super) endpoints: BTreeMap<EndpointId, EndpointSpec>,
     pub(super) locals: BTreeMap<EndpointId, Local>,
     pub(super) by_path: BTreeMap<PathBuf, BTreeSet<EndpointId>>,
+    /// The names of the overlay ends, by which an agent without memory knows them.
+    pub(super) by_outer_name: BTreeMap<String, EndpointId>,
     /// `i` of `br<i>` and `vxlan<i+1>`.
     pub(super) numbers: BTreeMap<Vni, u32>,
 
@@ -191,6 +200,7 @@ impl Network {
             endpoints: BTreeMap::new(),
             locals: BTreeMap::new(),
             by_path: BTreeMap::new(),
+            by_outer_name: BTreeMap::new(),
             numbers: BTreeMap::new(),
             netns: Netns::Unknown,
             by_index: BTreeMap::new(),
@@ -199,7 +209,7 @@ impl Network {
             tunnels: Table::default(),
             bridge_rows: Table::default(),
             neighbours: Table::default(),
-            unread: Unread { netns: Some(ReadCause::First), ..Unread::default() },
+            unread: Unread::of_the_unknown(),
             asked: None,
             asked_inner: None,
             sent: Vec::new(),
@@ -219,7 +229,8 @@ impl Network {
         if !self.told {
             return Effect::Rest(now + self.config.resync);
         }
-        if self.resync_at.is_some_and(|at| at <= now) {
+        // One at a time: a period that is shorter than the reading takes must not start it over again and again.
+        if self.resync_started.is_none() && self.resync_at.is_some_and(|at| at <= now) {
             self.resync("periodic", now);
         }
         if let Some((query, cause)) = self.next_query(now) {
@@ -231,7 +242,7 @@ impl Network {
             self.settle_links(now);
             self.judge_drift(now);
         }
-        self.sent = self.plan(now);
+        self.sent = if self.unread.first_outstanding() { Vec::new() } else { self.plan(now) };
         if !self.sent.is_empty() {
             return Effect::Apply(self.sent.iter().map(|planned| planned.op.clone()).collect());
         }
@@ -266,10 +277,14 @@ impl Network {
     fn finish_round(&mut self, now: Time) {
         self.close_settled_drift();
         let mut troubles = std::mem::take(&mut self.troubles);
-        troubles.retain(|key| self.difference(key).is_some());
+        troubles.retain(|key| self.difference(key).is_some() || self.unreadable(key));
         self.troubles = troubles;
+        let mut unsettled = std::mem::take(&mut self.unsettled);
+        unsettled.retain(|key, _| self.difference(key).is_some());
+        self.unsettled = unsettled;
         if let Some(started) = self.resync_started.take() {
             self.notes.push(Note::Resynced { took: now.since(started) });
+            self.resync_at = Some(now + self.config.resync);
         }
         self.resync_at.get_or_insert(now + self.config.resync);
         if self.in_sync() {
@@ -295,7 +310,7 @@ impl Network {
             && self.tunnels.in_sync()
             && self.bridge_rows.in_sync()
             && self.neighbours.in_sync()
-            && !self.locals.values().any(|local| matches!(local.status, InnerStatus::Refused(_)))
+            && self.locals.values().all(Local::known)
     }
 
     /// Where the network stands, for metrics and status.
@@ -325,6 +340,11 @@ impl Network {
         }
     }
 
+    /// Whether this is an endpoint's end that cannot be read: the trouble is not that it differs.
+    fn unreadable(&self, key: &Key) -> bool {
+        matches!(key, Key::Link(LinkId::Inner(id)) if self.locals.get(id).is_some_and(|local| local.unreadable))
+    }
+
     fn blocked(&self) -> Vec<Blocked> {
         let refused = self.locals.iter().filter_map(|(id, local)| match &local.status {
             InnerStatus::Refused(reason) => Some(Blocked {
@@ -335,6 +355,6 @@ impl Network {
             }),
             _ => None,
         });
-        self.troubles.blocked().chain(refused).collect()
+        self.troubles.blocked().chain(self.unread.blocked()).chain(refused).collect()
     }
 }

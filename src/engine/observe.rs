@@ -1,7 +1,5 @@
 //! Answers of the kernel: they move the observed side of the tables.
 
-use std::time::Duration;
-
 use super::{
     delta::Cause,
     key::{Key, LinkId},
@@ -12,12 +10,6 @@ use super::{
     time::Time,
     unread::ReadCause,
 };
-use crate::retry::{Retry, stable_hash};
-
-/// The first and the longest pause after reads that failed.
-const FIRST_PAUSE: Duration = Duration::from_millis(10);
-const LAST_PAUSE: Duration = Duration::from_secs(1);
-
 impl From<ReadCause> for Cause {
     fn from(read: ReadCause) -> Self {
         match read {
@@ -31,6 +23,9 @@ impl Network {
     /// Takes the answer to the query of the last [`super::Effect::Read`].
     pub fn answered(&mut self, answer: Result<Answer, Failure>, now: Time) {
         let Some((query, cause)) = self.asked.take() else { return };
+        if answer.is_ok() {
+            self.unread.answered(&query);
+        }
         match (query, answer) {
             (query, Err(failure)) => self.read_failed(query, cause, failure, now),
             (Query::Netns, Ok(Answer::Netns(state))) => self.observe_netns(&state, cause, now),
@@ -40,64 +35,44 @@ impl Network {
             }
             (Query::Inner(_), Ok(Answer::Inner(state))) => self.observe_inner(state, cause, now),
             (Query::FdbDump(ifindex), Ok(Answer::Fdb(rows))) => self.observe_fdb_dump(ifindex, &rows, cause),
-            (Query::FdbRows(points), Ok(Answer::Fdb(rows))) => self.observe_fdb_rows(&points, &rows),
+            (Query::FdbRows(points), Ok(Answer::Fdb(rows))) => self.observe_fdb_rows(&points, &rows, cause),
             (Query::NeighbourDump(ifindex), Ok(Answer::Neighbours(rows))) => {
                 self.observe_neighbour_dump(ifindex, &rows, cause);
             }
             (Query::NeighbourRows(points), Ok(Answer::Neighbours(rows))) => {
-                self.observe_neighbour_rows(&points, &rows);
+                self.observe_neighbour_rows(&points, &rows, cause);
             }
             (query, Ok(_)) => {
                 let failure = Failure::new(FailureKind::Torn, "the answer does not belong to the question");
                 self.read_failed(query, cause, failure, now);
             }
         }
-        if self.unread.paused_until.is_none() {
-            self.unread.retry = None;
-        }
     }
 
-    /// Nothing is known: the same is asked again, after a pause unless the link was merely gone.
+    /// Nothing is known: the same is asked again, after a pause, and everything else meanwhile.
     fn read_failed(&mut self, query: Query, cause: ReadCause, failure: Failure, now: Time) {
-        let gone = failure.kind == FailureKind::NotFound;
-        match query {
-            Query::Netns => self.unread.netns = Some(cause),
-            Query::Links => self.unread.links = self.unread.links.max(Some(cause)),
-            Query::Link(link) => self.unread.link(link, cause),
+        match &query {
             Query::Inner(_) => {
                 // One endpoint's namespace that cannot be read holds up nothing else.
-                if let Some(id) = self.asked_inner.take() {
+                if let Some(id) = self.asked_inner.take()
+                    && let Some(local) = self.locals.get_mut(&id)
+                {
+                    local.unreadable = true;
                     let retry = self.troubles.failed(&Key::Link(LinkId::Inner(id.clone())), failure, now);
                     self.unread.looks.insert(id, retry);
                 }
                 return;
             }
-            Query::FdbDump(ifindex) => {
-                self.unread.fdb_dump(ifindex, cause);
-                self.look_again(ifindex);
-            }
-            Query::NeighbourDump(ifindex) => {
-                self.unread.neighbour_dump(ifindex, cause);
-                self.look_again(ifindex);
-            }
             // Rows of a link that is gone went with it: its absence has to be seen, and it is read first.
-            Query::FdbRows(points) => {
-                points.iter().for_each(|point| self.look_again(point.ifindex));
-                self.unread.fdb.extend(points);
-            }
-            Query::NeighbourRows(points) => {
-                points.iter().for_each(|(ifindex, _)| self.look_again(*ifindex));
-                self.unread.neighbours.extend(points);
-            }
+            Query::FdbDump(ifindex) | Query::NeighbourDump(ifindex) => self.look_again(*ifindex),
+            Query::FdbRows(points) => points.iter().for_each(|point| self.look_again(point.ifindex)),
+            Query::NeighbourRows(points) => points.iter().for_each(|(ifindex, _)| self.look_again(*ifindex)),
+            Query::Netns | Query::Links | Query::Link(_) => {}
         }
-        let salt = stable_hash(self.config.name.as_str().as_bytes());
-        let retry = self.unread.retry.get_or_insert_with(|| Retry::new(FIRST_PAUSE, LAST_PAUSE, salt));
-        // One failure may be a race with a foreign change, and the next look tells; more are spaced out.
-        let raced = gone && retry.attempts() == 0;
-        let pause = retry.delay();
-        if !raced {
-            self.unread.paused_until = Some(now + pause);
-            self.notes.push(Note::ReadFailed { message: failure.message });
+        let gone = failure.kind == FailureKind::NotFound;
+        let message = failure.message.clone();
+        if !self.unread.defer(query, cause, failure, now).is_zero() {
+            self.notes.push(Note::ReadFailed { message });
             if gone {
                 self.unread.netns.get_or_insert(ReadCause::Foreign);
             }
@@ -152,7 +127,7 @@ impl Network {
     pub(super) fn lose_namespace(&mut self) {
         let links: Vec<LinkId> = self.links.observed_in(..);
         for id in &links {
-            self.observe_gone(id);
+            self.observe_gone(id, Cause::Repair);
         }
         self.by_index.clear();
         self.refresh_links();

@@ -7,7 +7,7 @@
 use super::{
     delta::Cause,
     key::{Key, LinkId},
-    network::{Netns, Network},
+    network::{InnerStatus, Netns, Network},
     object::{InnerAt, Link, LinkKind},
     seam::{Action, FailureKind, LinkChange, LinkRef, NewLink, Op, Place},
     time::Time,
@@ -114,6 +114,8 @@ impl Network {
         match id {
             // The other end goes with the one in the overlay namespace.
             LinkId::Inner(_) => None,
+            // Whether its namespace is there is not known yet.
+            LinkId::Outer(id) if self.locals.get(id).is_some_and(|local| local.status == InnerStatus::Unknown) => None,
             _ => Some(Op::DeleteLink { place: Place::Overlay, ifindex: link.ifindex }),
         }
     }

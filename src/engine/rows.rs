@@ -3,7 +3,6 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use super::{
-    delta::Cause,
     key::{BridgeRowKey, Key, LinkId, NeighbourKey, TunnelKey},
     network::{BridgeRowSeen, NeighbourSeen, Network, TunnelSeen},
     object::{FdbRow, Neighbour},
@@ -36,13 +35,15 @@ impl Network {
         self.unread.fdb.extend(unseen.map(|key| FdbPoint { ifindex, bridge: false, mac: key.mac }));
     }
 
-    pub(super) fn observe_fdb_rows(&mut self, points: &[FdbPoint], rows: &[FdbRow]) {
+    pub(super) fn observe_fdb_rows(&mut self, points: &[FdbPoint], rows: &[FdbRow], cause: ReadCause) {
         for row in rows {
-            self.saw_fdb_row(row, ReadCause::Foreign);
+            self.saw_fdb_row(row, cause);
         }
         let mut links = BTreeSet::new();
         for point in points {
-            let found = |bridge: bool| rows.iter().any(|row| row.bridge == bridge && row.mac == point.mac);
+            let found = |bridge: bool| {
+                rows.iter().any(|row| row.bridge == bridge && row.mac == point.mac && self.is_in(row, point))
+            };
             match self.by_index.get(&point.ifindex) {
                 Some(LinkId::Vxlan(vni)) if !point.bridge && !found(false) => {
                     let (from, to) = (TunnelKey { vni: *vni, mac: point.mac, dst: None }, TunnelKey::all_of(*vni));
@@ -53,14 +54,14 @@ impl Network {
                         .take_while(|k| k.mac == point.mac)
                         .collect();
                     for key in gone {
-                        if self.tunnels.saw(&key, None, Cause::Repair) {
+                        if self.tunnels.saw(&key, None, cause.into()) && cause == ReadCause::Foreign {
                             self.drift.suspect(Key::Tunnel(key));
                         }
                     }
                 }
                 Some(LinkId::Bridge(vni)) if point.bridge && !found(true) => {
                     let key = BridgeRowKey { vni: *vni, mac: point.mac };
-                    if self.bridge_rows.saw(&key, None, Cause::Repair) {
+                    if self.bridge_rows.saw(&key, None, cause.into()) && cause == ReadCause::Foreign {
                         self.drift.suspect(Key::BridgeRow(key));
                     }
                 }
@@ -69,6 +70,14 @@ impl Network {
             links.insert(point.ifindex);
         }
         self.look_at_links_of_suspects(links);
+    }
+
+    /// Whether the row is of the table that was looked into: two segments may have the same MAC address.
+    fn is_in(&self, row: &FdbRow, point: &FdbPoint) -> bool {
+        match self.by_index.get(&point.ifindex) {
+            Some(LinkId::Bridge(vni)) => self.bridge_row(row).is_some_and(|(key, _)| key.vni == *vni),
+            _ => row.ifindex == point.ifindex,
+        }
     }
 
     /// A row that is not as it was may have been lost with its link, whose own event may still be on its way.
@@ -130,16 +139,16 @@ impl Network {
         self.unread.neighbours.extend(unseen.map(|key| (ifindex, key.ip)));
     }
 
-    pub(super) fn observe_neighbour_rows(&mut self, points: &[(u32, IpAddr)], rows: &[Neighbour]) {
+    pub(super) fn observe_neighbour_rows(&mut self, points: &[(u32, IpAddr)], rows: &[Neighbour], cause: ReadCause) {
         for row in rows {
-            self.saw_neighbour(row, ReadCause::Foreign);
+            self.saw_neighbour(row, cause);
         }
         let mut links = BTreeSet::new();
         for (ifindex, ip) in points {
             let found = rows.iter().any(|row| row.ifindex == *ifindex && row.ip == *ip);
             if !found && let Some((vni, on_bridge)) = self.neighbours_at(*ifindex) {
                 let key = NeighbourKey { vni, on_bridge, ip: *ip };
-                if self.neighbours.saw(&key, None, Cause::Repair) {
+                if self.neighbours.saw(&key, None, cause.into()) && cause == ReadCause::Foreign {
                     self.drift.suspect(Key::Neighbour(key));
                 }
             }

@@ -1,15 +1,26 @@
 //! What has to be read before anything can be decided, and in which order.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use super::{
-    key::{LinkId, NeighbourKey},
+    key::{Kind, LinkId, NeighbourKey},
     network::{Local, Netns, Network},
     object::{InnerAt, LinkKind},
-    seam::{FdbPoint, LinkRef, Query},
+    report::Blocked,
+    seam::{Failure, FailureKind, FdbPoint, LinkRef, Query},
     time::Time,
 };
-use crate::{model::EndpointId, retry::Retry};
+use crate::{
+    model::EndpointId,
+    retry::{Retry, stable_hash},
+};
+
+/// The first and the longest pause after reads of one kind that failed.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LAST_PAUSE: Duration = Duration::from_secs(1);
 
 /// How many rows one query looks up: replies of so many fit a socket's receive buffer.
 const POINTS: usize = 256;
@@ -32,8 +43,8 @@ pub(super) struct Unread {
     pub(super) links: Option<ReadCause>,
     pub(super) link: BTreeMap<LinkRef, ReadCause>,
     pub(super) inner: BTreeMap<EndpointId, ReadCause>,
-    pub(super) fdb_dumps: BTreeMap<u32, ReadCause>,
-    pub(super) neighbour_dumps: BTreeMap<u32, ReadCause>,
+    fdb_dumps: BTreeMap<u32, ReadCause>,
+    neighbour_dumps: BTreeMap<u32, ReadCause>,
     /// Rows to look up again. Their links are looked at after them, before a difference is judged.
     pub(super) fdb: BTreeSet<FdbPoint>,
     pub(super) neighbours: BTreeSet<(u32, std::net::IpAddr)>,
@@ -41,12 +52,26 @@ pub(super) struct Unread {
     pub(super) looks: BTreeMap<EndpointId, Time>,
     /// A full dump of all rows follows the links.
     pub(super) all_rows: Option<ReadCause>,
-    /// Reads that failed rest until then.
-    pub(super) paused_until: Option<Time>,
-    pub(super) retry: Option<Retry>,
+    /// Reads that failed, each resting by itself.
+    deferred: Vec<Deferred>,
+    retries: BTreeMap<&'static str, Retry>,
+}
+
+/// A read that failed.
+#[derive(Debug)]
+struct Deferred {
+    query: Query,
+    cause: ReadCause,
+    at: Time,
+    failure: Failure,
 }
 
 impl Unread {
+    /// Of a network of which nothing was read yet.
+    pub(super) fn of_the_unknown() -> Self {
+        Self { netns: Some(ReadCause::First), ..Self::default() }
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.netns.is_none()
             && self.links.is_none()
@@ -57,6 +82,64 @@ impl Unread {
             && self.fdb.is_empty()
             && self.neighbours.is_empty()
             && self.all_rows.is_none()
+            && self.deferred.is_empty()
+    }
+
+    /// Whether something that every decision rests on was never read: what is not known to be there must not be made again,
+    /// nor what is not known to be desired be taken away.
+    pub(super) fn first_outstanding(&self) -> bool {
+        let dumps = self.fdb_dumps.values().chain(self.neighbour_dumps.values()).copied();
+        let deferred = self.deferred.iter().map(|deferred| deferred.cause);
+        let mut causes = [self.netns, self.links, self.all_rows].into_iter().flatten().chain(dumps).chain(deferred);
+        causes.any(|cause| cause == ReadCause::First)
+    }
+
+    /// Puts a read off; the delay, which is none for the first failure in a row where that may have been a race.
+    pub(super) fn defer(&mut self, query: Query, cause: ReadCause, failure: Failure, now: Time) -> Duration {
+        let kind = kind_of(&query);
+        let salt = stable_hash(kind.as_bytes());
+        let retry = self.retries.entry(kind).or_insert_with(|| Retry::new(FIRST_PAUSE, LAST_PAUSE, salt));
+        let raced = failure.kind == FailureKind::NotFound && retry.attempts() == 0;
+        let delay = retry.delay();
+        let delay = if raced { Duration::ZERO } else { delay };
+        self.deferred.push(Deferred { query, cause, at: now + delay, failure });
+        delay
+    }
+
+    /// A read of this kind was answered.
+    pub(super) fn answered(&mut self, query: &Query) {
+        self.retries.remove(kind_of(query));
+    }
+
+    /// Queues the deferred reads whose time has come.
+    fn take_up_deferred(&mut self, now: Time) {
+        let (due, rest): (Vec<_>, _) =
+            std::mem::take(&mut self.deferred).into_iter().partition(|deferred| deferred.at <= now);
+        self.deferred = rest;
+        for Deferred { query, cause, .. } in due {
+            match query {
+                Query::Netns => self.netns = self.netns.max(Some(cause)),
+                Query::Links => self.links = self.links.max(Some(cause)),
+                Query::Link(link) => self.link(link, cause),
+                Query::FdbDump(ifindex) => self.fdb_dump(ifindex, cause),
+                Query::NeighbourDump(ifindex) => self.neighbour_dump(ifindex, cause),
+                Query::FdbRows(points) => self.fdb.extend(points),
+                Query::NeighbourRows(points) => self.neighbours.extend(points),
+                // An endpoint's reads are deferred by endpoint, in `looks`.
+                Query::Inner(_) => {}
+            }
+        }
+    }
+
+    /// Reads that do not succeed, and will not by waiting.
+    pub(super) fn blocked(&self) -> impl Iterator<Item = Blocked> {
+        let lasting = |failure: &Failure| !matches!(failure.kind, FailureKind::Resources | FailureKind::Torn);
+        self.deferred.iter().filter(move |deferred| lasting(&deferred.failure)).map(|deferred| Blocked {
+            object: format!("reading of the {}", kind_of(&deferred.query)),
+            kind: Kind::Netns,
+            reason: deferred.failure.kind.as_str(),
+            message: deferred.failure.message.clone(),
+        })
     }
 
     /// All of the overlay namespace is to be read again.
@@ -69,7 +152,9 @@ impl Unread {
     pub(super) fn forget_namespace(&mut self) {
         let inner = std::mem::take(&mut self.inner);
         let looks = std::mem::take(&mut self.looks);
-        *self = Self { inner, looks, netns: self.netns, ..Self::default() };
+        self.deferred.retain(|deferred| deferred.query == Query::Netns);
+        let deferred = std::mem::take(&mut self.deferred);
+        *self = Self { inner, looks, deferred, netns: self.netns, ..Self::default() };
     }
 
     /// A link is to be read.
@@ -93,17 +178,20 @@ impl Unread {
     }
 
     pub(super) fn next_look(&self) -> Option<Time> {
-        self.looks.values().copied().chain(self.paused_until).min()
+        self.looks.values().copied().chain(self.deferred.iter().map(|deferred| deferred.at)).min()
     }
 }
 
 impl Network {
     /// The next thing to read: the namespace before its links, links before rows.
     pub(super) fn next_query(&mut self, now: Time) -> Option<(Query, ReadCause)> {
-        if self.unread.paused_until.is_some_and(|until| until > now) {
-            return None;
-        }
-        self.unread.paused_until = None;
+        // Before everything was read once, what a hint leads to is as much history as the rest.
+        let first = self.unread.first_outstanding();
+        self.next_read(now).map(|(query, cause)| (query, if first { ReadCause::First } else { cause }))
+    }
+
+    fn next_read(&mut self, now: Time) -> Option<(Query, ReadCause)> {
+        self.unread.take_up_deferred(now);
         let due: Vec<EndpointId> =
             self.unread.looks.iter().filter(|(_, at)| **at <= now).map(|(id, _)| id.clone()).collect();
         for id in due {
@@ -190,6 +278,20 @@ impl Network {
         if let Some(ifindex) = self.links.observed_of(&link).map(|link| link.ifindex) {
             self.unread.neighbours.insert((ifindex, key.ip));
         }
+    }
+}
+
+/// What a query reads, in words.
+const fn kind_of(query: &Query) -> &'static str {
+    match query {
+        Query::Netns => "overlay namespace",
+        Query::Links => "links",
+        Query::Link(_) => "link",
+        Query::Inner(_) => "endpoint's interface",
+        Query::FdbDump(_) => "FDB",
+        Query::FdbRows(_) => "FDB rows",
+        Query::NeighbourDump(_) => "neighbour table",
+        Query::NeighbourRows(_) => "neighbours",
     }
 }
 

@@ -2,9 +2,11 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use ipnet::IpNet;
+
 use super::{
-    delta::Fits,
-    key::{BridgeRowKey, LinkId, NeighbourKey, TunnelKey},
+    delta::{Cause, Fits},
+    key::{BridgeRowKey, Key, LinkId, NeighbourKey, TunnelKey},
     network::{InnerStatus, Local, Netns, Network},
     object::{Link, LinkKind, Port},
     time::Time,
@@ -135,14 +137,10 @@ impl Network {
         self.revision = update.revision;
         self.waiting_since.get_or_insert(now);
         // All removals come first: an endpoint that moves has the same rows under another identity, and stays in place.
-        for (id, _) in &update.endpoints {
+        for (id, new) in &update.endpoints {
             if let Some(old) = self.endpoints.remove(id) {
                 self.set_rows(id, &old, false);
-                if update
-                    .endpoints
-                    .iter()
-                    .all(|(other, new)| other != id || !matches!(new, Some(EndpointSpec::Local(_))))
-                {
+                if !matches!(new, Some(EndpointSpec::Local(_))) {
                     self.forget_local(id);
                 }
             }
@@ -178,17 +176,17 @@ impl Network {
         for (vni, segment) in &old {
             for gateway in &segment.gateways {
                 if new.get(vni).is_none_or(|new| !new.gateways.contains(gateway)) {
-                    self.addresses.want(&(LinkId::Bridge(*vni), *gateway), None);
+                    self.want_address(&(LinkId::Bridge(*vni), *gateway), None);
                 }
             }
             if !new.contains_key(vni) {
-                self.links.want(&LinkId::Bridge(*vni), None);
-                self.links.want(&LinkId::Vxlan(*vni), None);
+                self.want_link(&LinkId::Bridge(*vni), None);
+                self.want_link(&LinkId::Vxlan(*vni), None);
             }
         }
         for (vni, segment) in &new {
             for gateway in &segment.gateways {
-                self.addresses.want(&(LinkId::Bridge(*vni), *gateway), Some(()));
+                self.want_address(&(LinkId::Bridge(*vni), *gateway), Some(()));
             }
         }
         self.refresh_links();
@@ -202,26 +200,51 @@ impl Network {
         match spec {
             EndpointSpec::Remote(remote) => {
                 let key = TunnelKey { vni: remote.vni, mac: remote.mac, dst: None };
-                self.tunnels.want(&key, wanted.then_some(remote.vtep));
+                if self.tunnels.want(&key, wanted.then_some(remote.vtep)) {
+                    self.desired_moved(&Key::Tunnel(key));
+                }
                 for ip in &remote.ips {
                     let key = NeighbourKey { vni: remote.vni, on_bridge: false, ip: *ip };
-                    self.neighbours.want(&key, wanted.then_some(remote.mac));
+                    if self.neighbours.want(&key, wanted.then_some(remote.mac)) {
+                        self.desired_moved(&Key::Neighbour(key));
+                    }
                 }
             }
             EndpointSpec::Local(local) => {
                 let wired = wanted && self.locals.get(id).is_some_and(Local::wired);
-                self.bridge_rows.want(&BridgeRowKey { vni: local.vni, mac: local.mac }, wired.then(|| id.clone()));
+                let key = BridgeRowKey { vni: local.vni, mac: local.mac };
+                if self.bridge_rows.want(&key, wired.then(|| id.clone())) {
+                    self.desired_moved(&Key::BridgeRow(key));
+                }
                 for net in &local.addresses {
-                    self.addresses.want(&(LinkId::Inner(id.clone()), *net), wired.then_some(()));
+                    self.want_address(&(LinkId::Inner(id.clone()), *net), wired.then_some(()));
                 }
                 if wired {
                     self.refresh_local(id);
                 } else {
-                    self.links.want(&LinkId::Outer(id.clone()), None);
-                    self.links.want(&LinkId::Inner(id.clone()), None);
+                    self.want_link(&LinkId::Outer(id.clone()), None);
+                    self.want_link(&LinkId::Inner(id.clone()), None);
                 }
             }
         }
+    }
+
+    fn want_link(&mut self, id: &LinkId, want: Option<LinkWant>) {
+        if self.links.want(id, want) {
+            self.desired_moved(&Key::Link(id.clone()));
+        }
+    }
+
+    fn want_address(&mut self, key: &(LinkId, IpNet), want: Option<()>) {
+        if self.addresses.want(key, want) {
+            self.desired_moved(&Key::Address(key.0.clone(), key.1));
+        }
+    }
+
+    /// Retries and damping of what was desired before do not hold up what is desired now.
+    pub(super) fn desired_moved(&mut self, key: &Key) {
+        self.troubles.over(key);
+        self.drift.release(key);
     }
 
     fn remember_local(&mut self, id: &EndpointId, spec: &LocalEndpoint) {
@@ -229,6 +252,7 @@ impl Network {
             Some(local) if local.spec.netns == spec.netns => local.spec = spec.clone(),
             _ => {
                 self.forget_local(id);
+                self.by_outer_name.insert(outer_name(id), id.clone());
                 self.by_path.entry(spec.netns.clone()).or_default().insert(id.clone());
                 self.locals.insert(id.clone(), Local::new(spec.clone()));
             }
@@ -245,8 +269,10 @@ impl Network {
                 }
             }
             self.unread.inner.remove(id);
+            self.unread.looks.remove(id);
+            self.by_outer_name.remove(&outer_name(id));
             // What is left of it in a namespace that is still there goes with the other end of the pair.
-            self.observe_gone(&LinkId::Inner(id.clone()));
+            self.observe_gone(&LinkId::Inner(id.clone()), Cause::Change);
         }
     }
 
@@ -282,7 +308,7 @@ impl Network {
             group: self.config.group,
             kind: KindWant::Bridge,
         };
-        self.links.want(&LinkId::Bridge(segment.vni), Some(bridge));
+        self.want_link(&LinkId::Bridge(segment.vni), Some(bridge));
         let vxlan = LinkWant {
             name: format!("vxlan{}", number + 1),
             mac: device_mac(&format!("{} {}", segment.local, segment.vni)),
@@ -290,7 +316,7 @@ impl Network {
             group: self.config.group,
             kind: KindWant::Vxlan { segment: Box::new(segment.clone()), bridge: self.bridge_index(segment.vni) },
         };
-        self.links.want(&LinkId::Vxlan(segment.vni), Some(vxlan));
+        self.want_link(&LinkId::Vxlan(segment.vni), Some(vxlan));
     }
 
     /// Sets the desired side of a wired endpoint's two ends.
@@ -314,8 +340,8 @@ impl Network {
                 outer: self.links.observed_of(&LinkId::Outer(id.clone())).map(|link| link.ifindex),
             },
         };
-        self.links.want(&LinkId::Outer(id.clone()), Some(outer));
-        self.links.want(&LinkId::Inner(id.clone()), Some(inner));
+        self.want_link(&LinkId::Outer(id.clone()), Some(outer));
+        self.want_link(&LinkId::Inner(id.clone()), Some(inner));
     }
 
     pub(super) fn bridge_index(&self, vni: Vni) -> Option<u32> {
