@@ -1,6 +1,6 @@
 //! Situations of one network, the engine against the simulated kernel.
 
-#[path = "support/sim_kernel.rs"]
+#[path = "support/sim_kernel/mod.rs"]
 mod sim_kernel;
 
 use std::{cell::Cell, net::IpAddr, sync::Arc, time::Duration};
