@@ -69,16 +69,22 @@ fn set_promotion(netns: &str, promote: bool) {
     .unwrap();
 }
 
-/// Waits until the kernel has done away with the namespaces that were deleted before: it does so later, and in order.
-fn until_cleaned() {
-    run("ip netns add marker");
-    run("ip link add marker0 type veth peer name marker1 netns marker");
-    run("ip netns del marker");
+/// Waits until the kernel has done away with the link, and with it the namespace of its other end: it does so later.
+fn until_gone(link: &str) {
     let deadline = Instant::now() + Duration::from_secs(10);
-    while attempt("ip link show marker0").0 {
+    while attempt(&format!("ip link show {link}")).0 {
         assert!(Instant::now() < deadline, "the kernel does not clean up");
         std::thread::sleep(Duration::from_millis(2));
     }
+}
+
+/// An operation without what it leaves alone.
+fn short(op: &Op) -> String {
+    let mut text = format!("{op:?}");
+    for field in ["name", "mac", "mtu", "up", "master", "group", "port", "local", "ifindex"] {
+        text = text.replace(&format!(" {field}: None,"), "");
+    }
+    text.replace("addr_gen_none: false, ", "").replace("mcast_snooping_off: false, ", "").replace(", learning_off: false", "")
 }
 
 fn class(result: &Result<(), Failure>) -> String {
@@ -107,8 +113,11 @@ impl Pair {
     fn step(&mut self, op: &Op) {
         let result = |kernel: &mut dyn Kernel, op: Op| kernel.apply(&[op]).remove(0);
         let sim = result(&mut self.sim, self.twins.translate(op, Side::Sim));
+        if *op == Op::DeleteNetns {
+            attempt(&format!("ip link add marker type veth peer name marker netns {NETNS}"));
+        }
         let real = result(&mut self.real, self.twins.translate(op, Side::Real));
-        self.log.push(format!("{op:?} -> {}", class(&real)));
+        self.log.push(format!("{} -> {}", short(op), class(&real)));
         if class(&sim) != class(&real) {
             self.fail(&format!("{op:?}: simulated {sim:?}, real {real:?}"));
         }
@@ -123,12 +132,12 @@ impl Pair {
 
     /// As the engine does: what stands there is read after every such operation.
     fn after_netns(&mut self, op: &Op) {
-        if matches!(op, Op::DeleteNetns) {
-            until_cleaned();
+        if *op == Op::DeleteNetns {
+            until_gone("marker");
         }
         self.sim.read(&Query::Netns).unwrap();
         self.real.read(&Query::Netns).unwrap();
-        if self.real.path().exists() && matches!(op, Op::CreateNetns) {
+        if self.real.path().exists() && *op == Op::CreateNetns {
             set_promotion(NETNS, self.sim.promote_secondaries);
         }
     }

@@ -147,6 +147,8 @@ impl SimKernel {
                 let kind = LinkKind::Veth { peer: None, peer_nsid: None };
                 let peer = Self::insert(container, Self::new_link(&inner.ifname, *inner_mac, *mtu, *group, kind))?;
                 let inode = container.inode;
+                // The container gets its identifier after that: of the first pair nothing is heard from there.
+                self.emit_inner(inode);
                 let kind = LinkKind::Veth { peer: Some(peer), peer_nsid: Some(inode as i32) };
                 let overlay = self.overlay()?;
                 let index = Self::insert(overlay, Self::new_link(name, *mac, *mtu, *group, kind))?;
@@ -155,7 +157,6 @@ impl SimKernel {
                 if let Some(link) = self.containers.get_mut(&inner.netns).and_then(|ns| ns.links.get_mut(&peer)) {
                     link.link.kind = LinkKind::Veth { peer: Some(index), peer_nsid: Some(overlay) };
                 }
-                self.emit_inner(inode);
                 index
             }
         };

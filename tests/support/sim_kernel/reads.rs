@@ -27,6 +27,10 @@ impl SimKernel {
             Query::Inner(at) => Answer::Inner(self.inner(at)),
             Query::FdbDump(ifindex) => Answer::Fdb(self.fdb_dump(*ifindex)?),
             Query::FdbRows(points) => Answer::Fdb(self.fdb_points(points)?),
+            // A dump of a link that is not there is an empty one.
+            Query::NeighbourDump(ifindex) if !self.opened()?.links.contains_key(ifindex) => {
+                Answer::Neighbours(Vec::new())
+            }
             Query::NeighbourDump(ifindex) => Answer::Neighbours(self.neighbours(*ifindex, None)?),
             Query::NeighbourRows(points) => {
                 let mut rows = Vec::new();
@@ -70,7 +74,8 @@ impl SimKernel {
 
     fn fdb_dump(&mut self, ifindex: u32) -> Result<Vec<FdbRow>, Failure> {
         let skip = self.faults.row_skipped;
-        let link = self.device(ifindex)?;
+        // A dump of a link that is not there is an empty one.
+        let Some(link) = self.opened()?.links.get(&ifindex) else { return Ok(Vec::new()) };
         let bridge = link.link.master.and_then(|master| self.device(master).ok());
         let rows = bridge.into_iter().flat_map(|b| b.rows.keys().filter_map(|mac| Self::bridge_row(b, *mac)));
         let all: Vec<FdbRow> = link.all_fdb_rows().chain(rows.filter(|row| row.ifindex == ifindex)).collect();

@@ -59,12 +59,6 @@ impl SimKernel {
 
     pub(super) fn delete_fdb(&mut self, ifindex: u32, mac: Mac, dst: Option<IpAddr>) -> Result<(), Failure> {
         let link = self.in_overlay(ifindex)?;
-        let LinkKind::Vxlan(vxlan) = &link.link.kind else { return Err(refused("not a VXLAN device")) };
-        if let (Some(local), Some(dst)) = (vxlan.local, dst)
-            && local.is_ipv4() != dst.is_ipv4()
-        {
-            return Err(refused("a destination of another family"));
-        }
         let mut gone: Vec<FdbRow> = link.fdb_rows(mac).collect();
         if gone.is_empty() {
             return Err(not_found("row"));

@@ -13,7 +13,12 @@ impl SimKernel {
         }
         let before = self.at(place, ifindex)?.link.clone();
         let result = self.change_link(place, ifindex, change);
-        if self.at(place, ifindex)?.link != before {
+        let after = self.at(place, ifindex)?.link.clone();
+        // Of a link that is down the kernel tells only this much: not its group, nor what its driver, its bridge or IPv6 was
+        // told of it.
+        let told = |link: &Link| (link.name.clone(), link.mac, link.mtu, link.up, link.master);
+        let was_up = before.up && change.up != Some(false);
+        if before != after && (was_up || told(&before) != told(&after)) {
             self.emit_link(place, ifindex);
         }
         result
