@@ -11,7 +11,7 @@ use vtepd::{
 
 use super::{
     sim_kernel::Chance,
-    twins::{Role, Twins, at},
+    twins::{Role, Twin, Twins, at},
 };
 
 pub(crate) const CONTAINERS: [&str; 2] = ["a", "b"];
@@ -35,11 +35,11 @@ fn ip(text: &str) -> IpAddr {
 }
 
 pub(crate) fn endpoint_macs() -> Vec<Mac> {
-    (3..7).map(|n| Mac::from_ip(IpAddr::from([10, 0, 0, n]))).chain([Mac::ZERO]).collect()
+    (3..5).map(|n| Mac::from_ip(IpAddr::from([10, 0, 0, n]))).chain([Mac::ZERO]).collect()
 }
 
 pub(crate) fn neighbour_ips() -> Vec<IpAddr> {
-    ["10.0.0.3", "10.0.0.4", "10.7.0.4", "fd00::3", "fd00::4"].map(ip).to_vec()
+    ["10.0.0.3", "10.7.0.4", "fd00::3"].map(ip).to_vec()
 }
 
 /// Addresses of devices are nobody's endpoint: of such the bridge makes rows of its own.
@@ -62,38 +62,33 @@ fn veth(name: &str, mtu: u32, container: &str, ifname: &str) -> NewLink {
     NewLink::Veth { name: name.into(), mac, mtu, group: GROUP, inner, inner_mac }
 }
 
-/// Builds a network.
-pub(crate) fn prelude() -> Vec<Box<dyn Fn(&Twins) -> Op>> {
-    fn set(role: Role, change: impl Fn(&Twins) -> LinkChange + 'static) -> Box<dyn Fn(&Twins) -> Op> {
-        Box::new(move |twins| {
-            let ifindex = twins.alive(role)[0];
-            Op::SetLink { place: twins.place(ifindex), ifindex, change: change(twins) }
-        })
-    }
-    fn op(op: Op) -> Box<dyn Fn(&Twins) -> Op> {
-        Box::new(move |_| op.clone())
-    }
-    let up = || LinkChange { up: Some(true), addr_gen_none: true, ..LinkChange::default() };
-    let port = |unicast_flood| {
-        move |twins: &Twins| LinkChange {
-            up: Some(true),
-            addr_gen_none: true,
-            master: Some(twins.alive(Role::Bridge)[0]),
-            port: Some(Port { learning: false, unicast_flood }),
-            ..LinkChange::default()
+/// The devices of a network.
+pub(crate) fn devices() -> Vec<Op> {
+    let new = [
+        bridge("br0", 1),
+        vxlan("vxlan1", 256, 1450, "192.168.205.10"),
+        veth("veth1", 1450, "a", "eth0"),
+        veth("veth2", 1450, "b", "eth0"),
+    ];
+    new.into_iter().map(Op::AddLink).collect()
+}
+
+/// What makes a network of its devices.
+pub(crate) fn wiring(twins: &Twins) -> Vec<Op> {
+    let bridge = twins.alive(Role::Bridge).first().copied();
+    let set = |(handle, twin): (&u32, &Twin)| {
+        let mut change = LinkChange { up: Some(true), addr_gen_none: true, ..LinkChange::default() };
+        match twin.role {
+            Role::Bridge => change.mtu = Some(1450),
+            Role::Vxlan | Role::Outer => {
+                change.master = bridge;
+                change.port = Some(Port { learning: false, unicast_flood: twin.role == Role::Vxlan });
+            }
+            Role::Inner => change.addr_gen_none = false,
         }
+        Op::SetLink { place: twins.place(*handle), ifindex: *handle, change }
     };
-    vec![
-        op(Op::CreateNetns),
-        op(Op::AddLink(bridge("br0", 1))),
-        op(Op::AddLink(vxlan("vxlan1", 256, 1450, "192.168.205.10"))),
-        op(Op::AddLink(veth("veth1", 1450, "a", "eth0"))),
-        op(Op::AddLink(veth("veth2", 1450, "b", "eth0"))),
-        set(Role::Bridge, move |_| LinkChange { mtu: Some(1450), ..up() }),
-        set(Role::Vxlan, port(true)),
-        set(Role::Outer, port(false)),
-        set(Role::Inner, move |_| LinkChange { up: Some(true), ..LinkChange::default() }),
-    ]
+    twins.all.iter().filter(|(_, twin)| twin.alive).map(set).collect()
 }
 
 /// A link of one of these roles, sometimes one that is gone or never was.
@@ -111,8 +106,31 @@ fn pick<T: Clone>(chance: &mut Chance, from: &[T]) -> T {
     chance.pick(from).unwrap().clone()
 }
 
-/// The next operation.
-pub(crate) fn act(chance: &mut Chance, twins: &Twins) -> Op {
+/// What can happen.
+#[derive(Clone, Debug)]
+pub(crate) enum Act {
+    /// An operation of the agent.
+    Own(Op),
+    /// The same by somebody else.
+    Foreign(Op),
+    /// A container ends, and another one of its name starts.
+    Container(&'static str),
+    /// Somebody else deletes the overlay namespace, and the agent does this before it looks.
+    Deleted(Op),
+}
+
+/// What happens next; without a namespace mostly that there is one again.
+pub(crate) fn act(chance: &mut Chance, twins: &Twins, absent: bool) -> Act {
+    let op = if absent && chance.per_mille(400) { Op::CreateNetns } else { op(chance, twins) };
+    match chance.below(1000) {
+        0..4 => Act::Container(pick(chance, &CONTAINERS)),
+        4..7 => Act::Deleted(op),
+        7..250 if !matches!(op, Op::CreateNetns | Op::DeleteNetns) => Act::Foreign(op),
+        _ => Act::Own(op),
+    }
+}
+
+fn op(chance: &mut Chance, twins: &Twins) -> Op {
     use Role::{Bridge, Inner, Outer, Vxlan};
     let device = [Vxlan, Bridge];
     match chance.below(1000) {
@@ -132,22 +150,22 @@ pub(crate) fn act(chance: &mut Chance, twins: &Twins) -> Op {
             let (ifindex, mac) = (link(chance, twins, &[Vxlan]), pick(chance, &endpoint_macs()));
             let dst = ip(pick(chance, &["192.0.2.1", "192.0.2.2", "192.0.2.1", "192.0.2.3", "2001:db8::1"]));
             let one = (mac.is_zero() && chance.per_mille(700)).then_some(dst);
-            let put = chance.per_mille(650);
+            let put = chance.per_mille(600);
             if put { Op::PutFdb { ifindex, mac, dst } } else { Op::DeleteFdb { ifindex, mac, dst: one } }
         }
         720..820 => {
-            let mac = pick(chance, &endpoint_macs()[..4]);
-            let ifindex = link(chance, twins, &[Outer, Outer, Outer, Vxlan, Bridge]);
-            let put = chance.per_mille(650);
+            let mac = pick(chance, &endpoint_macs()[..2]);
+            let ifindex = link(chance, twins, &[Outer, Outer, Outer, Outer, Outer, Outer, Vxlan, Bridge]);
+            let put = chance.per_mille(600);
             if put { Op::PutBridgeRow { ifindex, mac } } else { Op::DeleteBridgeRow { ifindex, mac } }
         }
         820..990 => {
             let (ifindex, ip) = (link(chance, twins, &device), pick(chance, &neighbour_ips()));
-            let mac = pick(chance, &endpoint_macs()[..4]);
+            let mac = pick(chance, &endpoint_macs()[..2]);
             let put = chance.per_mille(700);
             if put { Op::PutNeighbour { ifindex, ip, mac } } else { Op::DeleteNeighbour { ifindex, ip } }
         }
-        990..994 => Op::DeleteNetns,
+        990..995 => Op::DeleteNetns,
         _ => Op::CreateNetns,
     }
 }

@@ -23,13 +23,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use acts::{CONTAINERS, act, prelude};
+use acts::{Act, CONTAINERS, act, devices, wiring};
 use picture::{Picture, heard, picture};
 use sim_kernel::{Chance, SimKernel};
 use support::{attempt, private_host, run};
 use twins::{Side, Twins, at};
 use vtepd::{
-    engine::{Failure, Kernel, Op, Query},
+    engine::{Answer, Failure, Kernel, NetnsState, Op, Query},
     kernel::{Config, NetworkKernel},
 };
 
@@ -39,6 +39,9 @@ const NETNS: &str = "vtepd-demo";
 struct Pair {
     sim: SimKernel,
     real: NetworkKernel,
+    /// Somebody else in the same namespace.
+    other: NetworkKernel,
+    netns: Answer,
     twins: Twins,
     before: Picture,
     log: Vec<String>,
@@ -69,10 +72,15 @@ fn set_promotion(netns: &str, promote: bool) {
     .unwrap();
 }
 
-/// Waits until the kernel has done away with the link, and with it the namespace of its other end: it does so later.
-fn until_gone(link: &str) {
+/// Puts one end of a pair into a namespace, if it is there; the other end goes when the namespace does.
+fn mark(netns: &str) {
+    attempt(&format!("ip link add marker type veth peer name marker netns {netns}"));
+}
+
+/// Waits until the kernel has done away with the marked namespace: it does so later, and not before it is closed.
+fn until_unmarked() {
     let deadline = Instant::now() + Duration::from_secs(10);
-    while attempt(&format!("ip link show {link}")).0 {
+    while attempt("ip link show marker").0 {
         assert!(Instant::now() < deadline, "the kernel does not clean up");
         std::thread::sleep(Duration::from_millis(2));
     }
@@ -93,15 +101,27 @@ fn class(result: &Result<(), Failure>) -> String {
 
 impl Pair {
     fn new(seed: u64) -> Self {
-        let (sim, twins) = (SimKernel::new(seed), Twins::default());
-        let mut this = Self { sim, real: real_kernel(), twins, before: Picture::new(), log: Vec::new(), seed };
+        let mut this = Self {
+            sim: SimKernel::new(seed),
+            real: real_kernel(),
+            other: real_kernel(),
+            netns: Answer::Netns(NetnsState::Absent),
+            twins: Twins::default(),
+            before: Picture::new(),
+            log: Vec::new(),
+            seed,
+        };
         this.sim.promote_secondaries = seed % 2 == 0;
         for container in CONTAINERS {
-            run(&format!("ip netns add {container}"));
-            set_promotion(container, this.sim.promote_secondaries);
-            this.sim.add_container(&at(container));
+            this.add_container(container);
         }
         this
+    }
+
+    fn add_container(&mut self, name: &str) {
+        run(&format!("ip netns add {name}"));
+        set_promotion(name, self.sim.promote_secondaries);
+        self.sim.add_container(&at(name));
     }
 
     fn fail(&self, what: &str) -> ! {
@@ -109,37 +129,80 @@ impl Pair {
         panic!("seed {}: {what}\nthe last operations (links by handle):\n{}", self.seed, last.join("\n"))
     }
 
-    /// Does one operation on both, and compares the results, the states afterwards and what was heard of it.
-    fn step(&mut self, op: &Op) {
-        let result = |kernel: &mut dyn Kernel, op: Op| kernel.apply(&[op]).remove(0);
-        let sim = result(&mut self.sim, self.twins.translate(op, Side::Sim));
-        if *op == Op::DeleteNetns {
-            attempt(&format!("ip link add marker type veth peer name marker netns {NETNS}"));
-        }
-        let real = result(&mut self.real, self.twins.translate(op, Side::Real));
-        self.log.push(format!("{} -> {}", short(op), class(&real)));
-        if class(&sim) != class(&real) {
-            self.fail(&format!("{op:?}: simulated {sim:?}, real {real:?}"));
-        }
-        if matches!(op, Op::CreateNetns | Op::DeleteNetns) {
-            self.after_netns(op);
-        }
-        if let (Op::AddLink(new), Ok(())) = (op, &real) {
-            self.twins.made(new, &mut self.sim, &mut self.real);
+    /// Lets it happen to both, and compares the results, the states afterwards and what was heard of it.
+    fn step(&mut self, act: &Act) {
+        match act {
+            Act::Own(op @ (Op::CreateNetns | Op::DeleteNetns)) => {
+                if *op == Op::DeleteNetns {
+                    mark(NETNS);
+                }
+                self.both(op, false);
+                self.look();
+            }
+            Act::Own(op) => self.both(op, false),
+            Act::Foreign(op) => self.both(op, true),
+            Act::Container(container) => {
+                self.log.push(format!("another container {container}"));
+                mark(container);
+                self.sim.remove_container(&at(container));
+                run(&format!("ip netns del {container}"));
+                until_unmarked();
+                self.compare();
+                self.twins.forget_container(container);
+                self.add_container(container);
+            }
+            Act::Deleted(op) => {
+                self.log.push("the overlay namespace is deleted".into());
+                mark(NETNS);
+                attempt(&format!("ip netns del {NETNS}"));
+                self.sim.remove_overlay();
+                self.both(op, false);
+                self.look();
+            }
         }
         self.compare();
     }
 
-    /// As the engine does: what stands there is read after every such operation.
-    fn after_netns(&mut self, op: &Op) {
-        if *op == Op::DeleteNetns {
-            until_gone("marker");
+    fn both(&mut self, op: &Op, foreign: bool) {
+        // What is still told of earlier operations (carriers that came or went) is not of this one.
+        self.real.events();
+        let (of_sim, of_real) = (self.twins.translate(op, Side::Sim), self.twins.translate(op, Side::Real));
+        let sim = if foreign { self.sim.foreign(&of_sim) } else { self.sim.apply(&[of_sim]).remove(0) };
+        let kernel = if foreign { &mut self.other } else { &mut self.real };
+        let real = kernel.apply(&[of_real]).remove(0);
+        let who = if foreign { " by somebody else" } else { "" };
+        self.log.push(format!("{}{who} -> {}", short(op), class(&real)));
+        if class(&sim) != class(&real) {
+            self.fail(&format!("{op:?}: simulated {sim:?}, real {real:?}"));
         }
+        if let (Op::AddLink(new), Ok(())) = (op, &real) {
+            self.twins.made(new, &mut self.sim, &mut self.real);
+        }
+    }
+
+    /// Makes a network as the engine would, as far as it can be made now.
+    fn build(&mut self) {
+        for op in devices() {
+            self.step(&Act::Own(op));
+        }
+        for op in wiring(&self.twins) {
+            self.step(&Act::Own(op));
+        }
+    }
+
+    /// As the engine does when something is with the namespace: what stands there now is read.
+    fn look(&mut self) {
         self.sim.read(&Query::Netns).unwrap();
-        self.real.read(&Query::Netns).unwrap();
-        if self.real.path().exists() && *op == Op::CreateNetns {
+        self.other.read(&Query::Netns).unwrap();
+        let now = self.real.read(&Query::Netns).unwrap();
+        until_unmarked();
+        if now != self.netns {
+            self.twins.forget_namespace();
+        }
+        if now != self.netns && now != Answer::Netns(NetnsState::Absent) {
             set_promotion(NETNS, self.sim.promote_secondaries);
         }
+        self.netns = now;
     }
 
     fn compare(&mut self) {
@@ -164,13 +227,14 @@ impl Pair {
     fn compare_events(&mut self, changed: &BTreeSet<String>) {
         let sim = heard(&mut self.sim, Side::Sim, &self.twins);
         let mut real = heard(&mut self.real, Side::Real, &self.twins);
+        let untold: Vec<String> =
+            real.intersection(changed).filter(|key| !sim.contains(*key)).cloned().collect();
         let deadline = Instant::now() + Duration::from_millis(200);
         while !sim.is_subset(&real) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(1));
             real.extend(heard(&mut self.real, Side::Real, &self.twins));
         }
         let invented: Vec<_> = sim.difference(&real).collect();
-        let untold: Vec<_> = real.intersection(changed).filter(|key| !sim.contains(*key)).collect();
         if !invented.is_empty() || !untold.is_empty() {
             self.fail(&format!("only the simulated kernel tells of {invented:?}; it does not tell of {untold:?}"));
         }
@@ -180,15 +244,17 @@ impl Pair {
 fn conform(seed: u64, ops: usize) {
     private_host();
     let mut pair = Pair::new(seed);
-    for op in prelude() {
-        let op = op(&pair.twins);
-        pair.step(&op);
-    }
     let mut chance = Chance::new(seed);
+    let mut built = pair.netns.clone();
     for _ in 0..ops {
-        let op = act(&mut chance, &pair.twins);
-        pair.step(&op);
+        let act = act(&mut chance, &pair.twins, pair.netns == Answer::Netns(NetnsState::Absent));
+        pair.step(&act);
+        if pair.netns != built {
+            built = pair.netns.clone();
+            pair.build();
+        }
     }
+    if std::env::var("VTEPD_LOG").is_ok() { for l in &pair.log { println!("{l}"); } }
 }
 
 #[test]

@@ -180,6 +180,8 @@ impl View<'_> {
             let at = InnerAt { netns: at(container).into(), ifname, ifindex };
             let answer = self.kernel.read(&Query::Inner(at));
             shown.push(match answer {
+                // One that has just gone, which the other queries show.
+                Ok(Answer::Inner(InnerState::Netns { link: None, .. })) if ifindex.is_some() => continue,
                 Ok(Answer::Inner(InnerState::Netns { nsid, link, .. })) => {
                     known = nsid.is_some();
                     let link = link.map(|(link, addresses)| {

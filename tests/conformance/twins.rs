@@ -90,6 +90,19 @@ impl Twins {
         }
     }
 
+    /// Indices start anew in a new namespace: those of the old one's links are nobody's until then.
+    pub(crate) fn forget_namespace(&mut self) {
+        for twin in self.all.values_mut().filter(|twin| twin.container.is_none()) {
+            (twin.sim, twin.real) = (NOBODY, NOBODY);
+        }
+    }
+
+    pub(crate) fn forget_container(&mut self, container: &str) {
+        for twin in self.all.values_mut().filter(|twin| twin.container.as_deref() == Some(container)) {
+            (twin.sim, twin.real) = (NOBODY, NOBODY);
+        }
+    }
+
     pub(crate) fn alive(&self, role: Role) -> Vec<u32> {
         self.all.iter().filter(|(_, twin)| twin.alive && twin.role == role).map(|(handle, _)| *handle).collect()
     }

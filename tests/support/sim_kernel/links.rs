@@ -25,7 +25,7 @@ impl SimKernel {
     }
 
     pub(super) fn drop_peer_of(&mut self, ifindex: u32, inode: u64) {
-        let Some(overlay) = self.ns().or(self.overlay.as_ref()) else { return };
+        let Ok(overlay) = self.overlay() else { return };
         let is_peer = |link: &SimLink| matches!(link.link.kind, LinkKind::Veth { peer: Some(p), peer_nsid: Some(n) } if p == ifindex && n == inode as i32);
         let outer: Vec<u32> = overlay.links.iter().filter(|(_, link)| is_peer(link)).map(|(index, _)| *index).collect();
         for index in outer {
@@ -34,7 +34,7 @@ impl SimKernel {
     }
 
     fn remove_overlay_link(&mut self, ifindex: u32) {
-        let Some(overlay) = self.held.as_mut().or(self.overlay.as_mut()) else { return };
+        let Ok(overlay) = self.overlay() else { return };
         let ports = overlay.links.values().filter(|link| link.link.master == Some(ifindex));
         let ports: Vec<u32> = ports.map(|link| link.link.ifindex).collect();
         for port in ports {
@@ -43,7 +43,7 @@ impl SimKernel {
         }
         self.leave_bridge(ifindex);
         self.flush_neighbours(ifindex, |_| true);
-        let Some(overlay) = self.held.as_mut().or(self.overlay.as_mut()) else { return };
+        let Ok(overlay) = self.overlay() else { return };
         let Some(gone) = overlay.links.remove(&ifindex) else { return };
         for event in gone.all_fdb_rows().map(Event::FdbGone) {
             self.emit(event);

@@ -227,16 +227,16 @@ impl SimKernel {
         }
     }
 
-    // ----- the open namespace -----
+    // ----- namespaces -----
 
+    /// The namespace that is open.
     fn ns(&self) -> Option<&SimNetns> {
         self.held.as_ref().or_else(|| self.overlay.as_ref().filter(|_| self.open))
     }
 
+    /// The namespace, open or not.
     fn overlay(&mut self) -> Result<&mut SimNetns, Failure> {
-        let open = self.open;
-        let ns = self.held.as_mut().or_else(|| self.overlay.as_mut().filter(|_| open));
-        ns.ok_or_else(|| not_found("namespace"))
+        self.held.as_mut().or(self.overlay.as_mut()).ok_or_else(|| not_found("namespace"))
     }
 
     fn in_overlay(&mut self, ifindex: u32) -> Result<&mut SimLink, Failure> {
@@ -277,6 +277,17 @@ impl SimKernel {
     // ----- operations -----
 
     fn execute(&mut self, op: &Op) -> Result<(), Failure> {
+        let elsewhere = match op {
+            Op::CreateNetns | Op::DeleteNetns => true,
+            Op::SetLink { place, .. }
+            | Op::DeleteLink { place, .. }
+            | Op::AddAddress { place, .. }
+            | Op::DeleteAddress { place, .. } => *place != Place::Overlay,
+            _ => false,
+        };
+        if !elsewhere && !self.by_others && self.ns().is_none() {
+            return Err(not_found("namespace"));
+        }
         match op {
             Op::CreateNetns => {
                 // What was open is closed even where another namespace turns out to stand at the path.

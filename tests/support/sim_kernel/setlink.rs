@@ -16,7 +16,7 @@ impl SimKernel {
         let after = self.at(place, ifindex)?.link.clone();
         // Of a link that is down the kernel tells only this much: not its group, nor what its driver, its bridge or IPv6 was
         // told of it.
-        let told = |link: &Link| (link.name.clone(), link.mac, link.mtu, link.up, link.master);
+        let told = |link: &Link| (link.name.clone(), link.mtu, link.up, link.master);
         let was_up = before.up && change.up != Some(false);
         if before != after && (was_up || told(&before) != told(&after)) {
             self.emit_link(place, ifindex);
@@ -38,8 +38,9 @@ impl SimKernel {
         self.set_device(place, ifindex, change)?;
         if let Some(mac) = change.mac {
             self.at(place, ifindex)?.link.mac = mac;
-            // The neighbours go even where the address is the one that it was.
+            // The neighbours go even where the address is the one that it was, and it is told.
             self.flush_neighbours_at(place, ifindex, false);
+            self.emit_link(place, ifindex);
         }
         if let Some(mtu) = change.mtu {
             self.set_mtu(place, ifindex, mtu, true)?;
