@@ -1,6 +1,15 @@
 //! One network on the real kernel: the engine against the netlink edge, with `ip` and `bridge` as foreign writers and
 //! independent witnesses.
 
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    missing_docs,
+    reason = "a test ends where something is not as it should be"
+)]
+
 mod support;
 
 use std::{
@@ -354,6 +363,9 @@ fn moved_devices_come_back() {
     let outer = outer_name(&id("n1", "test1"));
     datapath.breaks(&format!("ip -n vtepd-overlay-demo link set {outer} netns elsewhere"), &[(Kind::Link, MISSING)]);
     datapath.breaks("ip -n test1 link set eth0 netns elsewhere", &[(Kind::Link, MISSING)]);
+    run("ip link add name vxlan1 type vxlan id 999 dstport 4789 local 192.168.205.10");
+    datapath.breaks("ip -n vtepd-overlay-demo link set vxlan1 netns elsewhere", &[(Kind::Link, MISSING)]);
+    assert!(run("ip link").contains("vxlan1"), "a device of the host is left alone");
 }
 
 #[test]

@@ -1,6 +1,16 @@
 //! Situations of one network, the engine against the simulated kernel.
 
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    missing_docs,
+    reason = "a test ends where something is not as it should be"
+)]
+
 #[path = "support/sim_kernel/mod.rs"]
+#[allow(unreachable_pub, reason = "shared by several tests")]
 mod sim_kernel;
 
 use std::{cell::Cell, net::IpAddr, sync::Arc, time::Duration};

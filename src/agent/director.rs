@@ -130,9 +130,9 @@ impl Director {
     }
 
     /// Tells every network what was seen in the namespace directories.
-    pub(super) fn tell(&self, seen: Vec<Seen>) {
+    pub(super) fn tell(&self, seen: &[Seen]) {
         for running in self.running.values() {
-            for seen in &seen {
+            for seen in seen {
                 match seen {
                     Seen::Path(path) => running.mailbox.path(path.clone()),
                     Seen::Lost => running.mailbox.paths_lost(),

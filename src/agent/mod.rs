@@ -20,7 +20,7 @@ use thiserror::Error;
 use tokio::{net::TcpListener, sync::mpsc};
 use tracing::{info, warn};
 
-use self::{director::Director, lock::Lock, network::Shared, pages::AgentPages, paths::Paths};
+use self::{director::Director, lock::Lock, network::Shared, pages::AgentPages};
 pub use self::{
     settings::{Owner, Settings},
     takedown::cleanup,
@@ -120,7 +120,7 @@ async fn follow(settings: &Settings, shared: Arc<Shared>, pages: Arc<AgentPages>
         underlay_mtu,
     });
     let watch = |error| Error::System { what: "cannot watch the namespace directories", error };
-    let mut paths = Paths::watch(settings.watched_dirs()).map_err(watch)?;
+    let mut paths = paths::watch(settings.watched_dirs()).map_err(watch)?;
     let (sender, mut messages) = mpsc::channel(MESSAGES);
     let followed = AbortOnDrop(tokio::spawn(etcd::follow(config, sender)));
     let mut director = Director::new(Arc::clone(&shared), store, pages);
@@ -128,7 +128,7 @@ async fn follow(settings: &Settings, shared: Arc<Shared>, pages: Arc<AgentPages>
     loop {
         tokio::select! {
             Some(message) = messages.recv() => director.take(message)?,
-            seen = paths.seen() => director.tell(seen.map_err(watch)?),
+            Some(seen) = paths.recv() => director.tell(&seen),
             _ = tick.tick() => director.tick()?,
         }
         let _ = &followed;

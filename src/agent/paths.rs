@@ -1,15 +1,19 @@
 //! Watches the directories in which namespaces are bound, by inotify.
 
-use std::{
-    collections::BTreeMap,
-    io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
-    path::PathBuf,
-};
+use std::{collections::BTreeMap, io, os::fd::AsFd, path::PathBuf, thread, time::Duration};
 
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
-use tokio::io::unix::AsyncFd;
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, poll},
+    sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor},
+};
+use tokio::sync::mpsc;
 use tracing::warn;
+
+/// Readings that wait for the director; while it is busy the kernel's own queue holds what follows.
+const SIGHTS: usize = 64;
+/// How long the thread may outlive its receiver, in milliseconds.
+const IDLE: u16 = 1000;
 
 /// What was seen in the watched directories.
 #[derive(Debug, PartialEq, Eq)]
@@ -20,12 +24,6 @@ pub(super) enum Seen {
     Lost,
 }
 
-/// The watch.
-#[derive(Debug)]
-pub(super) struct Paths {
-    inotify: AsyncFd<Watch>,
-}
-
 #[derive(Debug)]
 struct Watch {
     inotify: Inotify,
@@ -33,47 +31,40 @@ struct Watch {
     watched: BTreeMap<PathBuf, WatchDescriptor>,
 }
 
-impl AsRawFd for Watch {
-    fn as_raw_fd(&self) -> RawFd {
-        self.inotify.as_fd().as_raw_fd()
-    }
-}
-
-impl AsFd for Watch {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.inotify.as_fd()
-    }
-}
-
-impl Paths {
-    /// Watches the directories, and for those that do not exist the parent in which they would appear.
-    ///
-    /// # Errors
-    /// There is no inotify to be had.
-    pub(super) fn watch(dirs: Vec<PathBuf>) -> io::Result<Self> {
-        let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
-        let mut watch = Watch { inotify, dirs, watched: BTreeMap::new() };
-        watch.refresh();
-        Ok(Self { inotify: AsyncFd::register(watch)? })
-    }
-
-    /// What was seen since the last call; waits for at least one sight.
-    ///
-    /// # Errors
-    /// The watch failed.
-    pub(super) async fn seen(&mut self) -> io::Result<Vec<Seen>> {
-        loop {
-            let mut ready = self.inotify.readable_mut().await?;
-            match ready.try_io(|watch| watch.get_mut().read()) {
-                Ok(Ok(seen)) if seen.is_empty() => {}
-                Ok(seen) => return seen,
-                Err(_would_block) => {}
-            }
-        }
-    }
+/// Watches the directories, and for those that do not exist the parent in which they would appear, on a thread that ends soon
+/// after the receiver is dropped.
+///
+/// # Errors
+/// There is no inotify or no thread to be had.
+pub(super) fn watch(dirs: Vec<PathBuf>) -> io::Result<mpsc::Receiver<Vec<Seen>>> {
+    let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
+    let mut watch = Watch { inotify, dirs, watched: BTreeMap::new() };
+    watch.refresh();
+    let (sender, receiver) = mpsc::channel(SIGHTS);
+    thread::Builder::new().name("paths".to_owned()).spawn(move || watch.run(&sender))?;
+    Ok(receiver)
 }
 
 impl Watch {
+    fn run(mut self, sender: &mpsc::Sender<Vec<Seen>>) {
+        while !sender.is_closed() {
+            let mut fds = [PollFd::new(self.inotify.as_fd(), PollFlags::POLLIN)];
+            let seen = match poll(&mut fds, IDLE) {
+                Ok(0) | Err(Errno::EINTR) => continue,
+                Ok(_) => self.read(),
+                Err(errno) => Err(errno.into()),
+            };
+            let seen = seen.unwrap_or_else(|error| {
+                warn!(%error, "cannot read what happens in the namespace directories");
+                thread::sleep(Duration::from_secs(1));
+                vec![Seen::Lost]
+            });
+            if !seen.is_empty() && sender.blocking_send(seen).is_err() {
+                return;
+            }
+        }
+    }
+
     /// Watches what can be watched now; true when a directory is new.
     fn refresh(&mut self) -> bool {
         let flags = AddWatchFlags::IN_CREATE

@@ -2,12 +2,13 @@
 
 mod agent;
 mod cleanup;
+pub mod demo;
 mod options;
 pub mod validate;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 
 /// Reconciles VXLAN overlay networks on this host: what etcd says is what the kernel has, and stays.
 #[derive(Debug, Parser)]
@@ -23,8 +24,17 @@ enum Verb {
     Agent(Box<agent::Arguments>),
     /// Remove everything that this instance owns on this host
     Cleanup(cleanup::Arguments),
+    /// Show it all on two private hosts: a ping across, a break and its repair
+    Demo(DemoArguments),
     /// Judge records before they are put
     Validate(validate::Arguments),
+}
+
+#[derive(Debug, Args)]
+struct DemoArguments {
+    /// Leave the hosts up, and say how to look around
+    #[arg(long)]
+    keep: bool,
 }
 
 /// Runs the program.
@@ -32,6 +42,10 @@ pub fn main() -> ExitCode {
     match Cli::parse().verb {
         Verb::Agent(arguments) => agent::run(*arguments),
         Verb::Cleanup(arguments) => cleanup::run(&arguments),
+        Verb::Demo(DemoArguments { keep }) => match std::env::current_exe() {
+            Ok(vtepd) => demo::run(&demo::DemoOptions { keep, vtepd }),
+            Err(error) => exit_code(Err(format!("cannot find this program: {error}"))),
+        },
         Verb::Validate(arguments) => validate::run(&arguments),
     }
 }

@@ -71,10 +71,11 @@ impl Store {
             return;
         }
         let endpoints = self.nodes.get(node).map(|state| state.endpoints.clone()).unwrap_or_default();
-        for (network, id) in endpoints {
-            self.touch(&network, &id);
+        for key in endpoints {
+            let Key::Endpoint { network, id } = &*key else { continue };
+            self.touch(network, id);
             if own {
-                self.batch.specs.insert(network);
+                self.batch.specs.insert(network.clone());
             }
         }
     }
@@ -144,7 +145,11 @@ impl Store {
         }
         for node in mem::take(&mut self.batch.nodes) {
             let state = self.nodes.get(&node);
-            ends.extend(state.into_iter().flat_map(|state| state.endpoints.iter().cloned()));
+            let keys = state.into_iter().flat_map(|state| &state.endpoints);
+            ends.extend(keys.filter_map(|key| match &**key {
+                Key::Endpoint { network, id } => Some((network.clone(), id.clone())),
+                _ => None,
+            }));
         }
         for (network, id) in ends {
             let Some((now, unfit)) = self.fitted(&network, &id) else { continue };

@@ -11,7 +11,10 @@ use super::{
     NetworkSpec,
     claims::{Claim, Inner, Rank},
 };
-use crate::model::{Endpoint, EndpointId, Mac, Name, Netns, Network, Vni};
+use crate::{
+    model::{Endpoint, EndpointId, Mac, Name, Netns, Network, Vni},
+    schema::Key,
+};
 
 /// The last good version of a record.
 #[derive(Debug)]
@@ -39,8 +42,8 @@ pub(super) struct NetworkState {
 pub(super) struct NodeState {
     pub(super) record: Option<Held<IpAddr>>,
     pub(super) in_force: bool,
-    /// The endpoints that live there, by network.
-    pub(super) endpoints: BTreeSet<(Name, EndpointId)>,
+    /// The keys of the endpoints that live there, shared with their ranks.
+    pub(super) endpoints: BTreeSet<Arc<Key>>,
 }
 
 /// An endpoint's record, in the form that costs least.

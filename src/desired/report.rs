@@ -168,7 +168,8 @@ impl Store {
             Some(Blocked { key: (*held.rank.key).clone(), reason })
         });
         let own = self.nodes.get(&self.config.node).into_iter().flat_map(|state| &state.endpoints);
-        let endpoints = own.filter_map(|(network, id)| {
+        let endpoints = own.filter_map(|key| {
+            let Key::Endpoint { network, id } = &**key else { return None };
             let endpoint = self.networks.get(network)?.endpoints.get(id)?;
             let inner = endpoint.held.value.inner.as_ref()?;
             let blocked = inner.netns == Netns::Host && endpoint.standing.is_in_force();

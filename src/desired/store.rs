@@ -338,7 +338,7 @@ impl Store {
         // The parsed key's own copies of the names are given back.
         new.rank.key = Arc::new(Key::Endpoint { network: network.clone(), id: id.clone() });
         if let Some(state) = self.nodes.get_mut(&id.node) {
-            state.endpoints.insert((network.clone(), id.clone()));
+            state.endpoints.insert(Arc::clone(&new.rank.key));
         }
         if let Some(state) = self.networks.get_mut(&network) {
             state.endpoints.insert(id.clone(), EndpointState { held: new, standing: Standing::Pending });
@@ -358,14 +358,13 @@ impl Store {
         self.set_standing(network, id, Standing::Pending);
         let network = canonical(&mut self.networks, network);
         let node = canonical(&mut self.nodes, &id.node);
-        if let Some(state) = self.networks.get_mut(&network)
-            && state.endpoints.remove(id).is_some()
-        {
+        let gone = self.networks.get_mut(&network).and_then(|state| state.endpoints.remove(id));
+        if let Some(gone) = gone {
             self.pending -= 1;
             self.endpoints -= 1;
-        }
-        if let Some(state) = self.nodes.get_mut(&node) {
-            state.endpoints.remove(&(network, id.clone()));
+            if let Some(state) = self.nodes.get_mut(&node) {
+                state.endpoints.remove(&gone.held.rank.key);
+            }
         }
         self.batch.left.insert(node);
         true

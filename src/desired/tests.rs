@@ -327,7 +327,6 @@ fn one_change_among_a_hundred_thousand_endpoints_is_told_alone() {
     }
     let updates = store.snapshot(5, kvs);
     assert_eq!(updates["n"].endpoints.len(), 100_000, "the local one is not wired up");
-    let started = std::time::Instant::now();
     for i in 0..1000 {
         let updates = store.changes(
             10 + i,
@@ -335,26 +334,4 @@ fn one_change_among_a_hundred_thousand_endpoints_is_told_alone() {
         );
         assert_eq!(updates["n"].endpoints.len(), 1);
     }
-    assert!(started.elapsed() < std::time::Duration::from_secs(2), "{:?}", started.elapsed());
-}
-
-/// Prints what a hundred thousand endpoints cost: `cargo test --release -- --ignored --nocapture memory`.
-#[test]
-#[ignore = "a measurement"]
-fn memory_of_a_hundred_thousand_endpoints() {
-    let resident = || {
-        let text = std::fs::read_to_string("/proc/self/statm").unwrap();
-        text.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
-    };
-    let mut store = new_store();
-    let network = kv("networks/n", r#"{"subnets":[{"cidr":"10.0.0.0/8","vni":256}]}"#, 1);
-    store.snapshot(1, vec![network, kv("nodes/b", r#"{"vtep":"192.168.1.1"}"#, 1)]);
-    let before = resident();
-    for i in 0..100_000_u32 {
-        let address = std::net::Ipv4Addr::from((10 << 24) + 1000 + i);
-        let value = format!(r#"{{"ip":["{address}"],"netns":"/run/netns/container-{i}"}}"#);
-        store
-            .changes(2 + i64::from(i), vec![put(&format!("endpoints/n/b/container-{i}"), &value, 2, 2 + i64::from(i))]);
-    }
-    println!("{} bytes each", (resident() - before) / 100_000);
 }

@@ -73,9 +73,13 @@ impl Network {
             }
             _ => {}
         }
+        if matches!(planned.op, Op::ReclaimVni { .. }) {
+            return;
+        }
         // Links and the namespace are known only when they are read; what was not done at once is then tried after a pause.
         if matches!(planned.key, Key::Link(_) | Key::Netns) {
             self.settling.insert(planned.key.clone());
+            self.drift.wrote(planned.key.clone());
         } else {
             self.settled(&planned.key, now);
         }
@@ -139,11 +143,13 @@ impl Network {
             self.notes.push(Note::RepairFailed { kind: planned.key.kind() });
         }
         self.troubles.failed(&planned.key, failure, now);
+        self.drift.wrote(planned.key.clone());
         match &planned.op {
             Op::CreateNetns | Op::DeleteNetns => self.unread.netns = Some(ReadCause::Own),
             Op::DeleteLink { place: Place::Overlay, ifindex } => {
                 self.unread.link(LinkRef::Index(*ifindex), ReadCause::Own);
             }
+            Op::ReclaimVni { .. } => {}
             Op::AddLink(_) | Op::SetLink { .. } | Op::DeleteLink { .. } => {
                 if let Key::Link(id) = &planned.key {
                     self.link_written(id, &planned.op);

@@ -15,7 +15,7 @@ use super::{
     trouble::{FIRST_RETRY, LAST_RETRY},
     want::LinkWant,
 };
-use crate::{engine::object::Link, retry::Retry};
+use crate::{engine::object::Link, model::EndpointId, retry::Retry};
 
 /// More foreign rewrites of one object than this …
 const FIGHT_REWRITES: usize = 10;
@@ -49,6 +49,8 @@ pub(super) struct Drift {
     suspects: BTreeSet<Key>,
     open: BTreeMap<Key, Episode>,
     rewrites: BTreeMap<Key, Rewrites>,
+    /// Written by us, with an outcome that is known only when it is read: what shows there is not somebody else's doing.
+    written: BTreeSet<Key>,
     /// The first sign since the last judgement.
     first_sign: Option<Time>,
 }
@@ -56,7 +58,22 @@ pub(super) struct Drift {
 impl Drift {
     /// Somebody else changed this object; whether it drifted is judged later.
     pub(super) fn suspect(&mut self, key: Key) {
-        self.suspects.insert(key);
+        if !self.written.contains(&key) {
+            self.suspects.insert(key);
+        }
+    }
+
+    /// An operation of ours went to this object, and it has to be read to know what came of it.
+    pub(super) fn wrote(&mut self, key: Key) {
+        self.written.insert(key);
+    }
+
+    /// What happened to an endpoint's two ends has a good reason.
+    pub(super) fn absolve(&mut self, endpoint: &EndpointId) {
+        self.suspects.retain(|key| match key {
+            Key::Link(LinkId::Outer(id) | LinkId::Inner(id)) | Key::Address(LinkId::Inner(id), _) => id != endpoint,
+            _ => true,
+        });
     }
 
     pub(super) fn has_suspects(&self) -> bool {
@@ -134,11 +151,18 @@ impl Network {
     /// Decides which suspects drifted: all that is to be known about them has been read.
     pub(super) fn judge_drift(&mut self, now: Time) {
         let since = self.drift.first_sign.take().unwrap_or(now);
+        let mut written = std::mem::take(&mut self.drift.written);
+        written.retain(|key| self.waits_for_its_namespace(key));
+        self.drift.written = written;
         for key in std::mem::take(&mut self.drift.suspects) {
             let Some(reason) = self.difference(&key) else {
                 self.drift.close(&key);
                 continue;
             };
+            if self.waits_for_its_namespace(&key) {
+                self.drift.suspects.insert(key);
+                continue;
+            }
             if self.drift.is_open(&key) || self.lost_with_another(&key) {
                 continue;
             }
@@ -179,6 +203,16 @@ impl Network {
             Key::Tunnel(key) => of(&self.tunnels, key),
             Key::BridgeRow(key) => of(&self.bridge_rows, key),
             Key::Neighbour(key) => of(&self.neighbours, key),
+        }
+    }
+
+    /// Whether the endpoint's namespace has to be looked at once more: a container that ended is no drift.
+    fn waits_for_its_namespace(&self, key: &Key) -> bool {
+        match key {
+            Key::Link(LinkId::Outer(id) | LinkId::Inner(id)) | Key::Address(LinkId::Inner(id), _) => {
+                self.unread.looks.contains_key(id)
+            }
+            _ => false,
         }
     }
 

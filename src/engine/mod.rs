@@ -9,13 +9,16 @@
 mod applied;
 mod delta;
 mod drift;
+mod ends;
 mod hear;
 mod key;
+mod links;
 mod network;
 mod object;
 mod observe;
 mod plan;
 mod report;
+mod rows;
 mod seam;
 mod time;
 mod trouble;

@@ -68,7 +68,7 @@ pub(super) enum InnerStatus {
     Unknown,
     NoNetns,
     Refused(String),
-    Present { nsid: Option<i32> },
+    Present { id: NetnsId, nsid: Option<i32> },
 }
 
 /// A local endpoint.
@@ -226,8 +226,11 @@ impl Network {
             self.asked = Some((query.clone(), cause));
             return Effect::Read(query);
         }
-        self.settle_links(now);
-        self.judge_drift(now);
+        // Reads that failed rest for a moment: until they are made nothing is judged, but what is known can be acted on.
+        if self.unread.is_empty() {
+            self.settle_links(now);
+            self.judge_drift(now);
+        }
         self.sent = self.plan(now);
         if !self.sent.is_empty() {
             return Effect::Apply(self.sent.iter().map(|planned| planned.op.clone()).collect());

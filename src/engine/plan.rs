@@ -9,7 +9,7 @@ use super::{
     key::{Key, LinkId},
     network::{Netns, Network},
     object::{InnerAt, Link, LinkKind},
-    seam::{Action, LinkChange, LinkRef, NewLink, Op, Place},
+    seam::{Action, FailureKind, LinkChange, LinkRef, NewLink, Op, Place},
     time::Time,
     want::{KindWant, LinkWant},
 };
@@ -42,7 +42,8 @@ impl Network {
     }
 
     fn held(&self, key: &Key, now: Time) -> bool {
-        self.troubles.holds(key, now) || self.drift.holds(key, now)
+        // What was written and is not read again yet may be right already.
+        self.settling.contains(key) || self.troubles.holds(key, now) || self.drift.holds(key, now)
     }
 
     fn ours(&self) -> bool {
@@ -140,8 +141,17 @@ impl Network {
                 None => (Action::Add, self.add_link(id, want)),
                 Some(link) => (Action::Replace, self.set_link(id, want, link)),
             };
+            let key = Key::Link(id.clone());
+            if let (LinkId::Vxlan(_), KindWant::Vxlan { segment, .. }) = (id, &want.kind)
+                && sides.observed.is_none()
+                && self.troubles.reason(&key) == Some(FailureKind::Exists)
+            {
+                let (vni, port, group) = (segment.vni.get(), segment.port, want.group);
+                let op = Op::ReclaimVni { vni, port, group };
+                planned.extend(self.planned(key.clone(), Action::Delete, sides.cause, op, now));
+            }
             if let Some(op) = op {
-                planned.extend(self.planned(Key::Link(id.clone()), action, sides.cause, op, now));
+                planned.extend(self.planned(key, action, sides.cause, op, now));
             }
             if planned.len() >= BATCH {
                 break;

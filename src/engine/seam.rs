@@ -206,6 +206,16 @@ pub enum Op {
     CreateNetns,
     /// Unbind and remove the overlay namespace's path, if what stands there carries our mark, and close it.
     DeleteNetns,
+    /// Remove the VXLAN device of ours that holds this VNI and port somewhere else on the host, moved there by somebody. One
+    /// that is not found is no error.
+    ReclaimVni {
+        /// Its VNI.
+        vni: u32,
+        /// Its UDP port.
+        port: u16,
+        /// Its link group.
+        group: u32,
+    },
     /// Make a link.
     AddLink(NewLink),
     /// Change a link.

@@ -27,8 +27,8 @@ pub(super) struct Troubles {
 }
 
 impl Troubles {
-    /// Notes a failure and when to try again.
-    pub(super) fn failed(&mut self, key: &Key, failure: Failure, now: Time) {
+    /// Notes a failure, and gives when to try again.
+    pub(super) fn failed(&mut self, key: &Key, failure: Failure, now: Time) -> Time {
         let trouble = self.by_key.entry(key.clone()).or_insert_with(|| Trouble {
             retry: Retry::new(FIRST_RETRY, LAST_RETRY, key.salt()),
             at: now,
@@ -36,6 +36,7 @@ impl Troubles {
         });
         trouble.at = now + trouble.retry.delay();
         trouble.failure = failure;
+        trouble.at
     }
 
     /// An object works again.
@@ -46,6 +47,11 @@ impl Troubles {
     /// Whether an object must be left alone for now.
     pub(super) fn holds(&self, key: &Key, now: Time) -> bool {
         self.by_key.get(key).is_some_and(|trouble| trouble.at > now)
+    }
+
+    /// Why an object's last operation failed.
+    pub(super) fn reason(&self, key: &Key) -> Option<FailureKind> {
+        self.by_key.get(key).map(|trouble| trouble.failure.kind)
     }
 
     /// Forgets the troubles of objects that no longer differ.

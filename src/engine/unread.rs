@@ -9,7 +9,7 @@ use super::{
     seam::{FdbPoint, LinkRef, Query},
     time::Time,
 };
-use crate::model::EndpointId;
+use crate::{model::EndpointId, retry::Retry};
 
 /// How many rows one query looks up: replies of so many fit a socket's receive buffer.
 const POINTS: usize = 256;
@@ -17,11 +17,11 @@ const POINTS: usize = 256;
 /// Why something is read, which decides whether a difference that shows is somebody else's doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum ReadCause {
-    /// A sign of foreign change, or a resync.
-    Foreign,
     /// An operation of ours.
     Own,
-    /// It was never read: what it is like is history, not drift.
+    /// A sign of foreign change, or a resync. It beats the echo of our own operation.
+    Foreign,
+    /// It was never read, or not since it was forgotten: what it is like is history, not drift.
     First,
 }
 
@@ -43,7 +43,7 @@ pub(super) struct Unread {
     pub(super) all_rows: Option<ReadCause>,
     /// Reads that failed rest until then.
     pub(super) paused_until: Option<Time>,
-    pub(super) failures: u32,
+    pub(super) retry: Option<Retry>,
 }
 
 impl Unread {
@@ -61,8 +61,8 @@ impl Unread {
 
     /// All of the overlay namespace is to be read again.
     pub(super) fn everything(&mut self) {
-        self.links = Some(ReadCause::Foreign);
-        self.all_rows = Some(ReadCause::Foreign);
+        self.links = self.links.max(Some(ReadCause::Foreign));
+        self.all_rows = self.all_rows.max(Some(ReadCause::Foreign));
     }
 
     /// Nothing of the overlay namespace can be read: it is gone.
@@ -72,14 +72,24 @@ impl Unread {
         *self = Self { inner, looks, netns: self.netns, ..Self::default() };
     }
 
-    /// A link is to be read; a foreign sign beats the echo of our own operation.
+    /// A link is to be read.
     pub(super) fn link(&mut self, link: LinkRef, cause: ReadCause) {
-        self.link.entry(link).and_modify(|had| *had = (*had).min(cause)).or_insert(cause);
+        raise(&mut self.link, link, cause);
     }
 
     /// An endpoint's end is to be read.
     pub(super) fn inner(&mut self, id: EndpointId, cause: ReadCause) {
-        self.inner.entry(id).and_modify(|had| *had = (*had).min(cause)).or_insert(cause);
+        raise(&mut self.inner, id, cause);
+    }
+
+    /// All rows of a link are to be read.
+    pub(super) fn fdb_dump(&mut self, ifindex: u32, cause: ReadCause) {
+        raise(&mut self.fdb_dumps, ifindex, cause);
+    }
+
+    /// All neighbour entries of a link are to be read.
+    pub(super) fn neighbour_dump(&mut self, ifindex: u32, cause: ReadCause) {
+        raise(&mut self.neighbour_dumps, ifindex, cause);
     }
 
     pub(super) fn next_look(&self) -> Option<Time> {
@@ -130,31 +140,35 @@ impl Network {
             for (ifindex, id) in &self.by_index {
                 match id {
                     LinkId::Vxlan(_) => {
-                        self.unread.fdb_dumps.insert(*ifindex, cause);
-                        self.unread.neighbour_dumps.insert(*ifindex, cause);
+                        self.unread.fdb_dump(*ifindex, cause);
+                        self.unread.neighbour_dump(*ifindex, cause);
                     }
                     LinkId::Bridge(_) => {
-                        self.unread.neighbour_dumps.insert(*ifindex, cause);
+                        self.unread.neighbour_dump(*ifindex, cause);
                     }
                     LinkId::Outer(_) => {
-                        self.unread.fdb_dumps.insert(*ifindex, cause);
+                        self.unread.fdb_dump(*ifindex, cause);
                     }
                     LinkId::Inner(_) | LinkId::Stray(_) => {}
                 }
             }
         }
+        // What was to be read of a link that turned out to be gone went with it.
+        let there = |ifindex: &u32| self.by_index.contains_key(ifindex);
+        self.unread.fdb_dumps.retain(|ifindex, _| there(ifindex));
+        self.unread.neighbour_dumps.retain(|ifindex, _| there(ifindex));
         if let Some((ifindex, cause)) = self.unread.fdb_dumps.pop_first() {
             return Some((Query::FdbDump(ifindex), cause));
         }
         if let Some((ifindex, cause)) = self.unread.neighbour_dumps.pop_first() {
             return Some((Query::NeighbourDump(ifindex), cause));
         }
-        if !self.unread.fdb.is_empty() {
-            let points = take_some(&mut self.unread.fdb);
+        let points = take_some(&mut self.unread.fdb, |point| there(&point.ifindex));
+        if !points.is_empty() {
             return Some((Query::FdbRows(points), ReadCause::Foreign));
         }
-        if !self.unread.neighbours.is_empty() {
-            let points = take_some(&mut self.unread.neighbours);
+        let points = take_some(&mut self.unread.neighbours, |(ifindex, _)| there(ifindex));
+        if !points.is_empty() {
             return Some((Query::NeighbourRows(points), ReadCause::Foreign));
         }
         None
@@ -179,6 +193,13 @@ impl Network {
     }
 }
 
-fn take_some<T: Ord>(set: &mut BTreeSet<T>) -> Vec<T> {
-    std::iter::from_fn(|| set.pop_first()).take(POINTS).collect()
+/// Notes a reason to read, unless there is a stronger one already.
+fn raise<K: Ord>(reads: &mut BTreeMap<K, ReadCause>, key: K, cause: ReadCause) {
+    let reason = reads.entry(key).or_insert(cause);
+    *reason = cause.max(*reason);
+}
+
+/// Takes out as many as one query may look up, leaving out those that are moot.
+fn take_some<T: Ord>(set: &mut BTreeSet<T>, wanted: impl Fn(&T) -> bool) -> Vec<T> {
+    std::iter::from_fn(|| set.pop_first()).filter(wanted).take(POINTS).collect()
 }

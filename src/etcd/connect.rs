@@ -15,8 +15,8 @@ use crate::schema::Rejected;
 /// The longest answer that is taken: a page of the largest values that a cluster of sane size holds.
 pub(super) const MAX_MESSAGE: usize = 1 << 30;
 
-/// How to reach etcd and how to follow it.
-#[derive(Clone, Debug)]
+/// How to reach etcd and how to follow it. It holds a password, and so cannot be shown.
+#[derive(Clone)]
 pub struct Config {
     /// URLs of the members.
     pub endpoints: Vec<String>,

@@ -11,6 +11,7 @@ mod monitor;
 mod netns;
 mod ops;
 mod queries;
+mod reclaim;
 mod socket;
 mod underlay;
 mod wire;

@@ -13,6 +13,7 @@ use super::{
     error::Error,
     inner::{self, Opened},
     netns::Held,
+    reclaim::{self, Lost},
     socket::{MOST_MESSAGES, Request, RouteSocket},
 };
 use crate::engine::{Failure, LinkChange, LinkRef, NewLink, Op, Place};
@@ -64,6 +65,9 @@ impl Run<'_> {
             Op::CreateNetns => self.kernel.create_netns(),
             Op::DeleteNetns => self.kernel.delete_netns(),
             Op::AddLink(new) => self.add_link(new),
+            Op::ReclaimVni { vni, port, group } => {
+                reclaim::remove(&self.kernel.config, Lost { vni: *vni, port: *port, group: *group })
+            }
             Op::SetLink { place, ifindex, change } => set_link(self.socket(place)?, *ifindex, change),
             Op::DeleteLink { place, ifindex } => self.delete(place, encode::delete_link(*ifindex)),
             Op::AddAddress { place, ifindex, net } => {

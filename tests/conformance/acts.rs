@@ -14,8 +14,8 @@ use super::{
     twins::{Role, Twin, Twins, at},
 };
 
-pub(crate) const CONTAINERS: [&str; 2] = ["a", "b"];
-pub(crate) const INNER_NAMES: [&str; 3] = ["eth0", "eth1", "other"];
+pub const CONTAINERS: [&str; 2] = ["a", "b"];
+pub const INNER_NAMES: [&str; 3] = ["eth0", "eth1", "other"];
 const NAMES: [&str; 7] = ["br0", "br1", "vxlan1", "vxlan2", "veth1", "veth2", "other"];
 const ADDRESSES: [&str; 9] = [
     "10.0.0.1/24",
@@ -34,11 +34,11 @@ fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
-pub(crate) fn endpoint_macs() -> Vec<Mac> {
+pub fn endpoint_macs() -> Vec<Mac> {
     (3..5).map(|n| Mac::from_ip(IpAddr::from([10, 0, 0, n]))).chain([Mac::ZERO]).collect()
 }
 
-pub(crate) fn neighbour_ips() -> Vec<IpAddr> {
+pub fn neighbour_ips() -> Vec<IpAddr> {
     ["10.0.0.3", "10.7.0.4", "fd00::3"].map(ip).to_vec()
 }
 
@@ -63,7 +63,7 @@ fn veth(name: &str, mtu: u32, container: &str, ifname: &str) -> NewLink {
 }
 
 /// The devices of a network.
-pub(crate) fn devices() -> Vec<Op> {
+pub fn devices() -> Vec<Op> {
     let new = [
         bridge("br0", 1),
         vxlan("vxlan1", 256, 1450, "192.168.205.10"),
@@ -74,7 +74,7 @@ pub(crate) fn devices() -> Vec<Op> {
 }
 
 /// What makes a network of its devices.
-pub(crate) fn wiring(twins: &Twins) -> Vec<Op> {
+pub fn wiring(twins: &Twins) -> Vec<Op> {
     let bridge = twins.alive(Role::Bridge).first().copied();
     let set = |(handle, twin): (&u32, &Twin)| {
         let mut change = LinkChange { up: Some(true), addr_gen_none: true, ..LinkChange::default() };
@@ -108,7 +108,7 @@ fn pick<T: Clone>(chance: &mut Chance, from: &[T]) -> T {
 
 /// What can happen.
 #[derive(Clone, Debug)]
-pub(crate) enum Act {
+pub enum Act {
     /// An operation of the agent.
     Own(Op),
     /// The same by somebody else.
@@ -120,7 +120,7 @@ pub(crate) enum Act {
 }
 
 /// What happens next; without a namespace mostly that there is one again.
-pub(crate) fn act(chance: &mut Chance, twins: &Twins, absent: bool) -> Act {
+pub fn act(chance: &mut Chance, twins: &Twins, absent: bool) -> Act {
     let op = if absent && chance.per_mille(400) { Op::CreateNetns } else { op(chance, twins) };
     match chance.below(1000) {
         0..4 => Act::Container(pick(chance, &CONTAINERS)),
@@ -159,12 +159,13 @@ fn op(chance: &mut Chance, twins: &Twins) -> Op {
             let put = chance.per_mille(600);
             if put { Op::PutBridgeRow { ifindex, mac } } else { Op::DeleteBridgeRow { ifindex, mac } }
         }
-        820..990 => {
+        820..985 => {
             let (ifindex, ip) = (link(chance, twins, &device), pick(chance, &neighbour_ips()));
             let mac = pick(chance, &endpoint_macs()[..2]);
             let put = chance.per_mille(700);
             if put { Op::PutNeighbour { ifindex, ip, mac } } else { Op::DeleteNeighbour { ifindex, ip } }
         }
+        985..990 => Op::ReclaimVni { vni: pick(chance, &[256, 257]), port: 4789, group: GROUP },
         990..995 => Op::DeleteNetns,
         _ => Op::CreateNetns,
     }

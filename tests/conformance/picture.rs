@@ -17,7 +17,7 @@ use super::{
 };
 
 /// What is known of each object, by the key that an event of it has too.
-pub(crate) type Picture = BTreeMap<String, String>;
+pub type Picture = BTreeMap<String, String>;
 
 struct View<'a> {
     kernel: &'a mut dyn Kernel,
@@ -26,7 +26,7 @@ struct View<'a> {
     picture: Picture,
 }
 
-pub(crate) fn picture(kernel: &mut dyn Kernel, side: Side, twins: &Twins) -> Picture {
+pub fn picture(kernel: &mut dyn Kernel, side: Side, twins: &Twins) -> Picture {
     let mut view = View { kernel, side, twins, picture: Picture::new() };
     view.netns();
     view.links();
@@ -199,7 +199,7 @@ impl View<'_> {
 }
 
 /// The keys of what events tell of, as far as they can be ours.
-pub(crate) fn heard(kernel: &mut dyn Kernel, side: Side, twins: &Twins) -> BTreeSet<String> {
+pub fn heard(kernel: &mut dyn Kernel, side: Side, twins: &Twins) -> BTreeSet<String> {
     let containers: BTreeMap<i32, &str> = CONTAINERS
         .iter()
         .filter_map(|container| {

@@ -2,16 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use vtepd::engine::{Answer, InnerAt, InnerState, Kernel, Link, LinkChange, LinkKind, LinkRef, NewLink, Op, Place, Query};
+use vtepd::engine::{
+    Answer, InnerAt, InnerState, Kernel, Link, LinkChange, LinkKind, LinkRef, NewLink, Op, Place, Query,
+};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Side {
+pub enum Side {
     Sim,
     Real,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Role {
+pub enum Role {
     Bridge,
     Vxlan,
     Outer,
@@ -19,11 +21,11 @@ pub(crate) enum Role {
 }
 
 #[derive(Clone, Debug)]
-pub(crate) struct Twin {
-    pub(crate) role: Role,
+pub struct Twin {
+    pub role: Role,
     /// The namespace's name of an inner end.
-    pub(crate) container: Option<String>,
-    pub(crate) alive: bool,
+    pub container: Option<String>,
+    pub alive: bool,
     sim: u32,
     real: u32,
 }
@@ -33,11 +35,11 @@ const NOBODY: u32 = 987_654;
 
 /// All links that ever were, by handle; the handle 0 is nobody's.
 #[derive(Default)]
-pub(crate) struct Twins {
-    pub(crate) all: BTreeMap<u32, Twin>,
+pub struct Twins {
+    pub all: BTreeMap<u32, Twin>,
 }
 
-pub(crate) fn at(container: &str) -> String {
+pub fn at(container: &str) -> String {
     format!("/run/netns/{container}")
 }
 
@@ -54,7 +56,7 @@ impl Twins {
         self.all.insert(handle, Twin { role, container, alive: true, sim, real });
     }
 
-    pub(crate) fn made(&mut self, new: &NewLink, sim: &mut dyn Kernel, real: &mut dyn Kernel) {
+    pub fn made(&mut self, new: &NewLink, sim: &mut dyn Kernel, real: &mut dyn Kernel) {
         let (role, name) = match new {
             NewLink::Bridge { name, .. } => (Role::Bridge, name),
             NewLink::Vxlan { name, .. } => (Role::Vxlan, name),
@@ -73,7 +75,7 @@ impl Twins {
     }
 
     /// Marks what neither kernel has any longer.
-    pub(crate) fn forget_gone(&mut self, sim: &mut dyn Kernel, real: &mut dyn Kernel) {
+    pub fn forget_gone(&mut self, sim: &mut dyn Kernel, real: &mut dyn Kernel) {
         for twin in self.all.values_mut().filter(|twin| twin.alive) {
             let there = |kernel: &mut dyn Kernel, ifindex: u32| match &twin.container {
                 Some(container) => {
@@ -91,35 +93,35 @@ impl Twins {
     }
 
     /// Indices start anew in a new namespace: those of the old one's links are nobody's until then.
-    pub(crate) fn forget_namespace(&mut self) {
+    pub fn forget_namespace(&mut self) {
         for twin in self.all.values_mut().filter(|twin| twin.container.is_none()) {
             (twin.sim, twin.real) = (NOBODY, NOBODY);
         }
     }
 
-    pub(crate) fn forget_container(&mut self, container: &str) {
+    pub fn forget_container(&mut self, container: &str) {
         for twin in self.all.values_mut().filter(|twin| twin.container.as_deref() == Some(container)) {
             (twin.sim, twin.real) = (NOBODY, NOBODY);
         }
     }
 
-    pub(crate) fn alive(&self, role: Role) -> Vec<u32> {
+    pub fn alive(&self, role: Role) -> Vec<u32> {
         self.all.iter().filter(|(_, twin)| twin.alive && twin.role == role).map(|(handle, _)| *handle).collect()
     }
 
     /// A link's index on one side; links that are gone keep theirs.
-    pub(crate) fn index(&self, handle: u32, side: Side) -> u32 {
+    pub fn index(&self, handle: u32, side: Side) -> u32 {
         self.all.get(&handle).map_or(NOBODY, |twin| if side == Side::Sim { twin.sim } else { twin.real })
     }
 
     /// The handle of a link of the overlay namespace, or of a container.
-    pub(crate) fn handle(&self, ifindex: u32, container: Option<&str>, side: Side) -> Option<u32> {
+    pub fn handle(&self, ifindex: u32, container: Option<&str>, side: Side) -> Option<u32> {
         let mut found = self.all.iter().rev().filter(|(_, twin)| twin.container.as_deref() == container);
         found.find(|(handle, _)| self.index(**handle, side) == ifindex).map(|(handle, _)| *handle)
     }
 
     /// The operation with the indices of one side.
-    pub(crate) fn translate(&self, op: &Op, side: Side) -> Op {
+    pub fn translate(&self, op: &Op, side: Side) -> Op {
         let mut op = op.clone();
         match &mut op {
             Op::SetLink { ifindex, change: LinkChange { master, .. }, .. } => {
@@ -135,13 +137,13 @@ impl Twins {
             | Op::DeleteBridgeRow { ifindex, .. }
             | Op::PutNeighbour { ifindex, .. }
             | Op::DeleteNeighbour { ifindex, .. } => *ifindex = self.index(*ifindex, side),
-            Op::CreateNetns | Op::DeleteNetns | Op::AddLink(_) => {}
+            Op::CreateNetns | Op::DeleteNetns | Op::ReclaimVni { .. } | Op::AddLink(_) => {}
         }
         op
     }
 
     /// Where the link of a handle is.
-    pub(crate) fn place(&self, handle: u32) -> Place {
+    pub fn place(&self, handle: u32) -> Place {
         let container = self.all.get(&handle).and_then(|twin| twin.container.as_ref());
         container.map_or(Place::Overlay, |container| Place::Inner(at(container).into()))
     }

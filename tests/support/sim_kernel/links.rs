@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use vtepd::{
-    engine::{Event, Failure, LinkKind, Link, NewLink, Place, VxlanAttributes},
+    engine::{Event, Failure, Link, LinkKind, NewLink, Place, VxlanAttributes},
     model::Mac,
 };
 

@@ -1,4 +1,4 @@
-//! A kernel in memory with the facts that the engine relies on, for one network. `tests/conformance` holds it against the
+//! A kernel in memory with the facts that the engine relies on, for one network. `tests/conformance.rs` holds it against the
 //! real one.
 
 #![allow(dead_code, clippy::panic, clippy::unwrap_used, reason = "not every test needs all of it")]
@@ -22,20 +22,20 @@ use vtepd::{
     model::Mac,
 };
 
-pub(crate) use chance::{Chance, Faults};
+pub use chance::{Chance, Faults};
 
 /// A link with all that hangs on it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct SimLink {
-    pub(crate) link: Link,
-    pub(crate) addresses: BTreeMap<IpNet, bool>,
+pub struct SimLink {
+    pub link: Link,
+    pub addresses: BTreeMap<IpNet, bool>,
     /// Rows of a VXLAN device with one destination: MAC to (destination, plain form).
-    pub(crate) fdb: BTreeMap<Mac, (Option<IpAddr>, bool)>,
+    pub fdb: BTreeMap<Mac, (Option<IpAddr>, bool)>,
     /// The destinations of the all-zero and of multicast addresses, in the order in which they were appended.
-    pub(crate) flood: BTreeMap<Mac, Vec<IpAddr>>,
+    pub flood: BTreeMap<Mac, Vec<IpAddr>>,
     /// Rows of a bridge: MAC to (port, plain form).
-    pub(crate) rows: BTreeMap<Mac, (u32, bool)>,
-    pub(crate) neighbours: BTreeMap<IpAddr, (Option<Mac>, bool, bool)>,
+    pub rows: BTreeMap<Mac, (u32, bool)>,
+    pub neighbours: BTreeMap<IpAddr, (Option<Mac>, bool, bool)>,
     /// IPv4 addresses in the order in which they were added.
     order: Vec<IpNet>,
     /// Below an MTU of 1280 there is no IPv6 on a link.
@@ -46,9 +46,9 @@ pub(crate) struct SimLink {
 
 /// A namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct SimNetns {
-    pub(crate) inode: u64,
-    pub(crate) links: BTreeMap<u32, SimLink>,
+pub struct SimNetns {
+    pub inode: u64,
+    pub links: BTreeMap<u32, SimLink>,
     next_index: u32,
     /// Whether links start without IPv6 address generation.
     quiet: bool,
@@ -58,16 +58,16 @@ pub(crate) struct SimNetns {
 
 /// The simulated kernel of one network.
 #[derive(Clone, Debug)]
-pub(crate) struct SimKernel {
-    pub(crate) overlay: Option<SimNetns>,
-    pub(crate) containers: BTreeMap<PathBuf, SimNetns>,
-    pub(crate) faults: Faults,
-    pub(crate) chance: Chance,
+pub struct SimKernel {
+    pub overlay: Option<SimNetns>,
+    pub containers: BTreeMap<PathBuf, SimNetns>,
+    pub faults: Faults,
+    pub chance: Chance,
     /// Every operation that was tried, newest last.
-    pub(crate) log: Vec<Op>,
-    pub(crate) capacity: usize,
+    pub log: Vec<Op>,
+    pub capacity: usize,
     /// The sysctl: with the first IPv4 address of a subnet the others of that subnet go, unless it is set.
-    pub(crate) promote_secondaries: bool,
+    pub promote_secondaries: bool,
     /// What stands at the path is open: only then do operations and reads reach it, and events come.
     open: bool,
     /// A namespace that was deleted while it was open lives on until it is closed, and takes all operations until then.
@@ -99,7 +99,7 @@ impl SimNetns {
 }
 
 impl SimKernel {
-    pub(crate) fn new(seed: u64) -> Self {
+    pub fn new(seed: u64) -> Self {
         Self {
             overlay: None,
             containers: BTreeMap::new(),
@@ -120,13 +120,13 @@ impl SimKernel {
 
     // ----- what the test does to the world -----
 
-    pub(crate) fn add_container(&mut self, path: &str) {
+    pub fn add_container(&mut self, path: &str) {
         self.inodes += 1;
         self.containers.insert(path.into(), SimNetns::new(self.inodes, false));
         self.emit(Event::Path(path.into()));
     }
 
-    pub(crate) fn remove_container(&mut self, path: &str) {
+    pub fn remove_container(&mut self, path: &str) {
         if let Some(container) = self.containers.remove(Path::new(path)) {
             self.emit(Event::Path(path.into()));
             for ifindex in container.links.keys() {
@@ -135,7 +135,7 @@ impl SimKernel {
         }
     }
 
-    pub(crate) fn remove_overlay(&mut self) {
+    pub fn remove_overlay(&mut self) {
         if let Some(overlay) = self.overlay.take() {
             if self.open {
                 self.held = Some(overlay);
@@ -147,7 +147,7 @@ impl SimKernel {
     }
 
     /// A foreign write: the same as an operation of the agent, but not in its log and never failing by chance.
-    pub(crate) fn foreign(&mut self, op: &Op) -> Result<(), Failure> {
+    pub fn foreign(&mut self, op: &Op) -> Result<(), Failure> {
         self.by_others = true;
         let result = self.execute(op);
         self.by_others = false;
@@ -155,24 +155,24 @@ impl SimKernel {
     }
 
     /// Nobody hears of what has happened so far.
-    pub(crate) fn events_dropped(&mut self) {
+    pub fn events_dropped(&mut self) {
         self.queue.clear();
         self.late.clear();
         self.overrun = false;
     }
 
     /// Events that were held back arrive.
-    pub(crate) fn flush_late(&mut self) {
+    pub fn flush_late(&mut self) {
         while let Some(event) = self.late.pop_front() {
             self.queue.push_back(event);
         }
     }
 
-    pub(crate) fn link(&self, name: &str) -> Option<&SimLink> {
+    pub fn link(&self, name: &str) -> Option<&SimLink> {
         self.overlay.as_ref()?.links.values().find(|link| link.link.name == name)
     }
 
-    pub(crate) fn link_mut(&mut self, name: &str) -> Option<&mut SimLink> {
+    pub fn link_mut(&mut self, name: &str) -> Option<&mut SimLink> {
         self.overlay.as_mut()?.links.values_mut().find(|link| link.link.name == name)
     }
 
@@ -278,7 +278,7 @@ impl SimKernel {
 
     fn execute(&mut self, op: &Op) -> Result<(), Failure> {
         let elsewhere = match op {
-            Op::CreateNetns | Op::DeleteNetns => true,
+            Op::CreateNetns | Op::DeleteNetns | Op::ReclaimVni { .. } => true,
             Op::SetLink { place, .. }
             | Op::DeleteLink { place, .. }
             | Op::AddAddress { place, .. }
@@ -307,6 +307,8 @@ impl SimKernel {
                 }
                 Ok(())
             }
+            // No device leaves its namespace here.
+            Op::ReclaimVni { .. } => Ok(()),
             Op::AddLink(new) => self.add_link(new),
             Op::SetLink { place, ifindex, change } => self.set_link(place, *ifindex, change),
             Op::DeleteLink { place, ifindex } => self.delete_link(place, *ifindex),

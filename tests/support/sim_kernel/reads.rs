@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 
 use vtepd::engine::{
-    Address, Answer, Failure, FdbPoint, FdbRow, InnerAt, InnerState, Link, LinkRef, Neighbour, NetnsId, NetnsState, Query,
+    Address, Answer, Failure, FdbPoint, FdbRow, InnerAt, InnerState, Link, LinkRef, Neighbour, NetnsId, NetnsState,
+    Query,
 };
 
 use super::{SimKernel, SimLink, SimNetns, not_found};
@@ -87,11 +88,7 @@ impl SimKernel {
         let mut rows = Vec::new();
         for point in points {
             let link = self.device(point.ifindex)?;
-            rows.extend(if point.bridge {
-                Self::bridge_row(link, point.mac)
-            } else {
-                link.fdb_rows(point.mac).next()
-            });
+            rows.extend(if point.bridge { Self::bridge_row(link, point.mac) } else { link.fdb_rows(point.mac).next() });
         }
         Ok(rows)
     }

@@ -7,15 +7,18 @@
     clippy::panic,
     clippy::unwrap_used,
     missing_docs,
+    unreachable_pub,
     reason = "a test ends where something is not as it should be"
 )]
 
+#[path = "conformance/acts.rs"]
 mod acts;
+#[path = "conformance/picture.rs"]
 mod picture;
-#[path = "../support/sim_kernel/mod.rs"]
+#[path = "support/sim_kernel/mod.rs"]
 mod sim_kernel;
-#[path = "../support/mod.rs"]
 mod support;
+#[path = "conformance/twins.rs"]
 mod twins;
 
 use std::{
@@ -92,7 +95,9 @@ fn short(op: &Op) -> String {
     for field in ["name", "mac", "mtu", "up", "master", "group", "port", "local", "ifindex"] {
         text = text.replace(&format!(" {field}: None,"), "");
     }
-    text.replace("addr_gen_none: false, ", "").replace("mcast_snooping_off: false, ", "").replace(", learning_off: false", "")
+    text.replace("addr_gen_none: false, ", "")
+        .replace("mcast_snooping_off: false, ", "")
+        .replace(", learning_off: false", "")
 }
 
 fn class(result: &Result<(), Failure>) -> String {
@@ -111,7 +116,7 @@ impl Pair {
             log: Vec::new(),
             seed,
         };
-        this.sim.promote_secondaries = seed % 2 == 0;
+        this.sim.promote_secondaries = seed.is_multiple_of(2);
         for container in CONTAINERS {
             this.add_container(container);
         }
@@ -227,8 +232,7 @@ impl Pair {
     fn compare_events(&mut self, changed: &BTreeSet<String>) {
         let sim = heard(&mut self.sim, Side::Sim, &self.twins);
         let mut real = heard(&mut self.real, Side::Real, &self.twins);
-        let untold: Vec<String> =
-            real.intersection(changed).filter(|key| !sim.contains(*key)).cloned().collect();
+        let untold: Vec<String> = real.intersection(changed).filter(|key| !sim.contains(*key)).cloned().collect();
         let deadline = Instant::now() + Duration::from_millis(200);
         while !sim.is_subset(&real) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(1));
@@ -241,12 +245,12 @@ impl Pair {
     }
 }
 
-fn conform(seed: u64, ops: usize) {
+fn conform(seed: u64) {
     private_host();
     let mut pair = Pair::new(seed);
     let mut chance = Chance::new(seed);
     let mut built = pair.netns.clone();
-    for _ in 0..ops {
+    for _ in 0..ACTS {
         let act = act(&mut chance, &pair.twins, pair.netns == Answer::Netns(NetnsState::Absent));
         pair.step(&act);
         if pair.netns != built {
@@ -254,15 +258,25 @@ fn conform(seed: u64, ops: usize) {
             pair.build();
         }
     }
-    if std::env::var("VTEPD_LOG").is_ok() { for l in &pair.log { println!("{l}"); } }
+}
+
+/// As many as a debug build runs in some ten seconds; `SEEDS=100` runs more, `SEED=7` that one alone.
+const SEEDS: u64 = 5;
+const ACTS: usize = 250;
+
+fn seeds() -> Vec<u64> {
+    let number = |name| std::env::var(name).ok().map(|text: String| text.parse().expect("a number"));
+    match number("SEED") {
+        Some(seed) => vec![seed],
+        None => (1..=number("SEEDS").unwrap_or(SEEDS)).collect(),
+    }
 }
 
 #[test]
 fn the_simulated_kernel_answers_every_operation_as_the_real_one_does() {
-    let seed = std::env::var("VTEPD_TEST_SEED").ok().map(|seed| seed.parse().expect("VTEPD_TEST_SEED is a number"));
-    let seeds: Vec<u64> = seed.map_or_else(|| (1..=6).collect(), |seed| vec![seed]);
-    for seed in seeds {
-        let host = std::thread::Builder::new().name(format!("seed {seed}")).spawn(move || conform(seed, 300));
+    for seed in seeds() {
+        // A thread of its own, and with it a host of its own.
+        let host = std::thread::Builder::new().name(format!("seed {seed}")).spawn(move || conform(seed));
         host.unwrap().join().unwrap_or_else(|cause| std::panic::resume_unwind(cause));
     }
 }

@@ -1,0 +1,154 @@
+//! Addresses, and the ends of veth pairs in the endpoints' namespaces, as they are read.
+
+use std::{collections::BTreeSet, net::Ipv6Addr, ops::RangeInclusive, time::Duration};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use super::{
+    delta::Cause,
+    key::{Key, LinkId, NeighbourKey},
+    network::{InnerStatus, Local, Network},
+    object::{Address, InnerState, Link, LinkKind},
+    time::Time,
+    unread::ReadCause,
+};
+use crate::model::EndpointId;
+
+/// A file at a path may be a namespace that is not mounted yet: it is looked at again after 1, 2, 4 … 256 ms.
+const LOOKS: u32 = 10;
+
+impl Network {
+    /// The addresses of a link, all of them.
+    pub(super) fn observe_addresses(&mut self, id: &LinkId, addresses: &[Address], cause: ReadCause) {
+        let known = self.addresses.observed_in(addresses_of(id));
+        let mut seen = BTreeSet::new();
+        for address in addresses {
+            let key = (id.clone(), address.net);
+            if self.address_is_ours(id, address) {
+                seen.insert(key.clone());
+                self.saw_address(&key, Some(address.ours), cause);
+            }
+        }
+        for key in known.iter().filter(|key| !seen.contains(key)) {
+            self.saw_address(key, None, cause);
+        }
+    }
+
+    pub(super) fn saw_address(&mut self, key: &(LinkId, IpNet), observed: Option<bool>, cause: ReadCause) {
+        let had_v4 = self.has_v4_address(&key.0);
+        if self.addresses.saw(key, observed, cause.into()) && cause == ReadCause::Foreign {
+            self.drift.suspect(Key::Address(key.0.clone(), key.1));
+        }
+        // With its last IPv4 address a link loses its IPv4 neighbours, permanent ones too (fib_disable_ip, fib_frontend.c).
+        if let LinkId::Vxlan(vni) | LinkId::Bridge(vni) = &key.0
+            && had_v4
+            && !self.has_v4_address(&key.0)
+        {
+            let all = NeighbourKey::all_of(*vni, matches!(key.0, LinkId::Bridge(_)));
+            for key in self.neighbours.observed_in(all).iter().filter(|key| key.ip.is_ipv4()) {
+                self.neighbours.saw(key, None, Cause::Repair);
+            }
+        }
+    }
+
+    pub(super) fn has_v4_address(&self, id: &LinkId) -> bool {
+        self.addresses.observed_in(addresses_of(id)).iter().any(|(_, net)| net.addr().is_ipv4())
+    }
+
+    /// In the overlay namespace every address is ours but link-local ones. In an endpoint's namespace others may add theirs:
+    /// ours are those with our number, and the endpoint's own whatever their prefix length.
+    pub(super) fn address_is_ours(&self, id: &LinkId, address: &Address) -> bool {
+        let ip = address.net.addr();
+        if matches!(ip, std::net::IpAddr::V6(v6) if v6.is_unicast_link_local()) {
+            return false;
+        }
+        match id {
+            LinkId::Inner(endpoint) => {
+                let own =
+                    self.locals.get(endpoint).is_some_and(|l| l.spec.addresses.iter().any(|net| net.addr() == ip));
+                own || address.ours
+            }
+            _ => true,
+        }
+    }
+
+    pub(super) fn observe_inner(&mut self, state: InnerState, cause: ReadCause, now: Time) {
+        let Some(id) = self.asked_inner.take() else { return };
+        let inner = LinkId::Inner(id.clone());
+        match state {
+            InnerState::NoNetns => {
+                self.observe_gone(&inner);
+                self.set_inner_status(&id, InnerStatus::NoNetns);
+                if let Some(local) = self.locals.get_mut(&id)
+                    && (1..LOOKS).contains(&local.looks)
+                {
+                    let pause = Duration::from_millis(1 << (local.looks - 1));
+                    local.looks += 1;
+                    self.unread.looks.insert(id, now + pause);
+                }
+            }
+            InnerState::Refused(reason) => {
+                self.observe_gone(&inner);
+                self.set_inner_status(&id, InnerStatus::Refused(reason));
+            }
+            InnerState::Netns { id: netns, nsid, link } => {
+                let Some(local) = self.locals.get_mut(&id) else { return };
+                local.looks = 0;
+                let another = matches!(local.status, InnerStatus::Present { id, .. } if id != netns);
+                self.set_inner_status(&id, InnerStatus::Present { id: netns, nsid });
+                self.observe_inner_link(&id, nsid, link, if another { ReadCause::First } else { cause });
+                if another {
+                    // The container was replaced by another one: what went with the old one is no drift.
+                    self.drift.absolve(&id);
+                }
+            }
+        }
+    }
+
+    pub(super) fn observe_inner_link(
+        &mut self,
+        id: &EndpointId,
+        nsid: Option<i32>,
+        link: Option<(Link, Vec<Address>)>,
+        cause: ReadCause,
+    ) {
+        let inner = LinkId::Inner(id.clone());
+        let outer = self.links.observed_of(&LinkId::Outer(id.clone()));
+        // With the other end in sight, the pair itself says which link it is; without it, only our mark does.
+        let is_ours = |link: &Link| match (&link.kind, outer.map(|outer| (outer.ifindex, &outer.kind))) {
+            (LinkKind::Veth { peer, .. }, Some((outer, LinkKind::Veth { peer: back, peer_nsid }))) => {
+                *peer == Some(outer) && *back == Some(link.ifindex) && *peer_nsid == nsid
+            }
+            (LinkKind::Veth { .. }, None) => link.group == self.config.group,
+            _ => false,
+        };
+        match link.filter(|(link, _)| is_ours(link)) {
+            Some((link, addresses)) => {
+                // What a link holds that was not seen before is history.
+                let known = self.links.observed_of(&inner).is_some();
+                let of_addresses = if known { cause } else { ReadCause::First };
+                if self.links.saw(&inner, Some(link), cause.into()) && cause == ReadCause::Foreign {
+                    self.drift.suspect(Key::Link(inner.clone()));
+                }
+                self.observe_addresses(&inner, &addresses, of_addresses);
+            }
+            None => {
+                self.suspect_link(&inner, cause);
+                self.observe_gone(&inner);
+            }
+        }
+    }
+
+    /// The local endpoints that live in the namespace with this identifier.
+    pub(super) fn locals_at(&self, nsid: i32) -> Vec<EndpointId> {
+        let there = |local: &Local| matches!(local.status, InnerStatus::Present { nsid: Some(n), .. } if n == nsid);
+        self.locals.iter().filter(|(_, local)| there(local)).map(|(id, _)| id.clone()).collect()
+    }
+}
+
+/// The range of a link's addresses.
+fn addresses_of(id: &LinkId) -> RangeInclusive<(LinkId, IpNet)> {
+    let least = IpNet::V4(Ipv4Net::default());
+    let most = IpNet::V6(Ipv6Net::from(Ipv6Addr::from([0xff; 16])));
+    (id.clone(), least)..=(id.clone(), most)
+}

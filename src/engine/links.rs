@@ -1,0 +1,229 @@
+//! Links of the overlay namespace as they are read: which of ours each is, and what goes when one goes or changes.
+
+use std::collections::BTreeSet;
+
+use super::{
+    delta::Cause,
+    key::{BridgeRowKey, Key, LinkId, NeighbourKey, TunnelKey},
+    network::{BridgeRowSeen, Network},
+    object::{Address, Link, LinkKind},
+    seam::LinkRef,
+    unread::ReadCause,
+    want::outer_name,
+};
+use crate::model::Vni;
+
+impl Network {
+    pub(super) fn observe_all_links(&mut self, links: &[Link], addresses: &[Address], cause: ReadCause) {
+        self.number_segments(links);
+        let present: BTreeSet<u32> = links.iter().map(|link| link.ifindex).collect();
+        let gone: Vec<u32> = self.by_index.keys().filter(|ifindex| !present.contains(ifindex)).copied().collect();
+        for ifindex in gone {
+            self.observe_link(&LinkRef::Index(ifindex), None, &[], cause);
+        }
+        for link in links {
+            let of_link: Vec<Address> =
+                addresses.iter().filter(|address| address.ifindex == link.ifindex).copied().collect();
+            self.observe_link(&LinkRef::Index(link.ifindex), Some(link), &of_link, cause);
+        }
+    }
+
+    /// Gives each segment the number in its devices' names: the one that its VXLAN device has, else the lowest free one.
+    pub(super) fn number_segments(&mut self, links: &[Link]) {
+        let Some(spec) = self.spec.clone() else { return };
+        self.numbers.retain(|vni, _| spec.segment(*vni).is_some());
+        for segment in &spec.segments {
+            let vxlan = links.iter().find(|link| is_vxlan_of(link, segment.vni));
+            let number = vxlan.and_then(|vxlan| {
+                let bridge = links.iter().find(|link| Some(link.ifindex) == vxlan.master);
+                let from_vxlan = vxlan.name.strip_prefix("vxlan").and_then(|n| n.parse::<u32>().ok()?.checked_sub(1));
+                from_vxlan.or_else(|| bridge?.name.strip_prefix("br")?.parse().ok())
+            });
+            if let Some(number) = number
+                && !self.numbers.values().any(|taken| *taken == number)
+            {
+                self.numbers.entry(segment.vni).or_insert(number);
+            }
+        }
+        for segment in &spec.segments {
+            if !self.numbers.contains_key(&segment.vni) {
+                let free = (0..).find(|number| !self.numbers.values().any(|taken| taken == number));
+                self.numbers.insert(segment.vni, free.unwrap_or_default());
+            }
+        }
+        self.refresh_links();
+    }
+
+    /// Whether there is a segment without a number: the links must be read to give it one.
+    pub(super) fn unnumbered(&self) -> bool {
+        self.spec.iter().flat_map(|spec| &spec.segments).any(|segment| !self.numbers.contains_key(&segment.vni))
+    }
+
+    pub(super) fn observe_link(
+        &mut self,
+        asked: &LinkRef,
+        link: Option<&Link>,
+        addresses: &[Address],
+        cause: ReadCause,
+    ) {
+        let known = match asked {
+            LinkRef::Index(ifindex) => self.by_index.get(ifindex).cloned(),
+            LinkRef::Name(_) => None,
+        };
+        let Some(link) = link else {
+            if let Some(id) = known {
+                self.suspect_link(&id, cause);
+                self.observe_gone(&id);
+                self.link_moved(&id);
+            }
+            return;
+        };
+        let Some(id) = self.by_index.get(&link.ifindex).cloned().or_else(|| self.classify(link)) else { return };
+        let before = self.links.observed_of(&id).cloned();
+        // A second device that answers to the same name or VNI is the newer one; the older one has been replaced.
+        if before.as_ref().is_some_and(|before| before.ifindex != link.ifindex) {
+            self.observe_gone(&id);
+        }
+        self.by_index.insert(link.ifindex, id.clone());
+        let left = self.links.saw(&id, Some(link.clone()), cause.into());
+        // A stray with our mark is something that we left behind, not somebody else's doing.
+        if left && cause == ReadCause::Foreign && !matches!(id, LinkId::Stray(_)) {
+            self.drift.suspect(Key::Link(id.clone()));
+        }
+        self.lost_rows(&id, before.as_ref(), link);
+        let new = before.as_ref().is_none_or(|before| before.ifindex != link.ifindex);
+        self.observe_addresses(&id, addresses, if new { ReadCause::First } else { cause });
+        if new && cause == ReadCause::Foreign {
+            // Somebody else made it: nothing is known of its rows.
+            self.unread.fdb_dump(link.ifindex, ReadCause::First);
+            self.unread.neighbour_dump(link.ifindex, ReadCause::First);
+        }
+        if new || before.is_some_and(|before| before.kind != link.kind) {
+            self.link_moved(&id);
+        }
+    }
+
+    /// A link that was as it should be is about to be found gone.
+    pub(super) fn suspect_link(&mut self, id: &LinkId, cause: ReadCause) {
+        if cause == ReadCause::Foreign && !self.links.differs(id) && self.links.observed_of(id).is_some() {
+            self.drift.suspect(Key::Link(id.clone()));
+        }
+    }
+
+    /// Which of our links this is, for an agent that has not seen it before.
+    pub(super) fn classify(&self, link: &Link) -> Option<LinkId> {
+        let spec = self.spec.as_ref();
+        let id = match &link.kind {
+            LinkKind::Vxlan(vxlan) => spec
+                .and_then(|spec| spec.segments.iter().find(|segment| segment.vni.get() == vxlan.vni))
+                .map(|segment| LinkId::Vxlan(segment.vni)),
+            LinkKind::Bridge { .. } => {
+                self.numbers.iter().find(|(_, n)| link.name == format!("br{n}")).map(|(vni, _)| LinkId::Bridge(*vni))
+            }
+            LinkKind::Veth { .. } => {
+                self.locals.keys().find(|id| link.name == outer_name(id)).map(|id| LinkId::Outer(id.clone()))
+            }
+            LinkKind::Other(_) => None,
+        };
+        let taken =
+            |id: &LinkId| self.links.observed_of(id).is_some_and(|seen| self.by_index.contains_key(&seen.ifindex));
+        let stray = !matches!(link.kind, LinkKind::Other(_)) && (link.group == self.config.group || has_our_name(link));
+        id.filter(|id| !taken(id)).or_else(|| stray.then_some(LinkId::Stray(link.ifindex)))
+    }
+
+    /// A link has another index, or is gone: what is desired of others depends on it.
+    pub(super) fn link_moved(&mut self, id: &LinkId) {
+        match id {
+            LinkId::Bridge(_) => self.refresh_links(),
+            LinkId::Outer(endpoint) => {
+                self.refresh_local(endpoint);
+                self.unread.inner(endpoint.clone(), ReadCause::Own);
+            }
+            LinkId::Vxlan(_) | LinkId::Inner(_) | LinkId::Stray(_) => {}
+        }
+    }
+
+    /// The rows that the kernel drops when a link changes in certain ways. They are lost with it, not drifted by themselves.
+    pub(super) fn lost_rows(&mut self, id: &LinkId, before: Option<&Link>, now: &Link) {
+        let Some(before) = before else { return };
+        if before.master != now.master {
+            self.lose_bridge_rows(now.ifindex);
+        }
+        let flushed = before.mac != now.mac || (before.up && !now.up);
+        let no_ipv6 = before.mtu >= 1280 && now.mtu < 1280;
+        let (vni, on_bridge) = match id {
+            LinkId::Vxlan(vni) => (*vni, false),
+            LinkId::Bridge(vni) => (*vni, true),
+            LinkId::Outer(_) | LinkId::Inner(_) | LinkId::Stray(_) => return,
+        };
+        if flushed || no_ipv6 {
+            for key in self.neighbours.observed_in(NeighbourKey::all_of(vni, on_bridge)) {
+                if flushed || key.ip.is_ipv6() {
+                    self.neighbours.saw(&key, None, Cause::Repair);
+                }
+            }
+        }
+    }
+
+    /// The bridge drops the rows of a port that leaves it.
+    pub(super) fn lose_bridge_rows(&mut self, port: u32) {
+        let on_port = |seen: &BridgeRowSeen| seen.ifindex == port;
+        let rows = self.bridge_rows.iter().filter(|(_, sides)| sides.observed.as_ref().is_some_and(on_port));
+        let keys: Vec<BridgeRowKey> = rows.map(|(key, _)| *key).collect();
+        for key in keys {
+            self.bridge_rows.saw(&key, None, Cause::Repair);
+        }
+    }
+
+    /// A link is not there (any more), and all that it held went with it.
+    pub(super) fn observe_gone(&mut self, id: &LinkId) {
+        let Some(ifindex) = self.links.observed_of(id).map(|link| link.ifindex) else { return };
+        self.links.saw(id, None, Cause::Repair);
+        if !matches!(id, LinkId::Inner(_)) {
+            self.by_index.remove(&ifindex);
+            self.lose_bridge_rows(ifindex);
+        }
+        self.observe_addresses(id, &[], ReadCause::Own);
+        match id {
+            LinkId::Vxlan(vni) => {
+                for key in self.tunnels.observed_in(TunnelKey::all_of(*vni)) {
+                    self.tunnels.saw(&key, None, Cause::Repair);
+                }
+                self.lose_neighbours(*vni, false);
+            }
+            LinkId::Bridge(vni) => {
+                for key in self.bridge_rows.observed_in(BridgeRowKey::all_of(*vni)) {
+                    self.bridge_rows.saw(&key, None, Cause::Repair);
+                }
+                self.lose_neighbours(*vni, true);
+            }
+            LinkId::Outer(endpoint) => {
+                self.observe_gone(&LinkId::Inner(endpoint.clone()));
+            }
+            LinkId::Inner(_) | LinkId::Stray(_) => {}
+        }
+    }
+
+    pub(super) fn lose_neighbours(&mut self, vni: Vni, on_bridge: bool) {
+        for key in self.neighbours.observed_in(NeighbourKey::all_of(vni, on_bridge)) {
+            self.neighbours.saw(&key, None, Cause::Repair);
+        }
+    }
+}
+
+/// Whether a link in a namespace of ours has a name that we give to its kind: its group may have been changed.
+fn has_our_name(link: &Link) -> bool {
+    let numbered = |prefix: &str, digits: fn(&char) -> bool| {
+        link.name.strip_prefix(prefix).is_some_and(|rest| !rest.is_empty() && rest.chars().all(|c| digits(&c)))
+    };
+    match link.kind {
+        LinkKind::Bridge { .. } => numbered("br", char::is_ascii_digit),
+        LinkKind::Vxlan(_) => numbered("vxlan", char::is_ascii_digit),
+        LinkKind::Veth { .. } => link.name.len() == 15 && numbered("veth", char::is_ascii_hexdigit),
+        LinkKind::Other(_) => false,
+    }
+}
+
+fn is_vxlan_of(link: &Link, vni: Vni) -> bool {
+    matches!(&link.kind, LinkKind::Vxlan(vxlan) if vxlan.vni == vni.get())
+}

@@ -1,0 +1,175 @@
+//! Forwarding rows and neighbour entries as they are read.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use super::{
+    delta::Cause,
+    key::{BridgeRowKey, Key, LinkId, NeighbourKey, TunnelKey},
+    network::{BridgeRowSeen, NeighbourSeen, Network, TunnelSeen},
+    object::{FdbRow, Neighbour},
+    seam::FdbPoint,
+    unread::ReadCause,
+};
+use crate::model::Vni;
+
+impl Network {
+    pub(super) fn observe_fdb_dump(&mut self, ifindex: u32, rows: &[FdbRow], cause: ReadCause) {
+        for row in rows {
+            self.saw_fdb_row(row, cause);
+        }
+        // What the dump does not show may have been skipped: it is looked up before it counts as missing.
+        let Some(LinkId::Vxlan(vni)) = self.by_index.get(&ifindex).cloned() else {
+            let unseen: Vec<FdbPoint> = self
+                .bridge_rows
+                .iter()
+                .filter(|(_, sides)| sides.observed.as_ref().is_some_and(|seen| seen.ifindex == ifindex))
+                .filter(|(key, _)| !rows.iter().any(|row| row.bridge && row.mac == key.mac))
+                .filter_map(|(key, _)| self.bridge_point(key))
+                .collect();
+            self.unread.fdb.extend(unseen);
+            return;
+        };
+        let shown: BTreeSet<TunnelKey> =
+            rows.iter().filter(|row| !row.bridge).map(|row| tunnel_key(vni, row)).collect();
+        let known = self.tunnels.observed_in(TunnelKey::all_of(vni));
+        let unseen = known.into_iter().filter(|key| !shown.contains(key));
+        self.unread.fdb.extend(unseen.map(|key| FdbPoint { ifindex, bridge: false, mac: key.mac }));
+    }
+
+    pub(super) fn observe_fdb_rows(&mut self, points: &[FdbPoint], rows: &[FdbRow]) {
+        for row in rows {
+            self.saw_fdb_row(row, ReadCause::Foreign);
+        }
+        let mut links = BTreeSet::new();
+        for point in points {
+            let found = |bridge: bool| rows.iter().any(|row| row.bridge == bridge && row.mac == point.mac);
+            match self.by_index.get(&point.ifindex) {
+                Some(LinkId::Vxlan(vni)) if !point.bridge && !found(false) => {
+                    let (from, to) = (TunnelKey { vni: *vni, mac: point.mac, dst: None }, TunnelKey::all_of(*vni));
+                    let gone: Vec<_> = self
+                        .tunnels
+                        .observed_in(from..=*to.end())
+                        .into_iter()
+                        .take_while(|k| k.mac == point.mac)
+                        .collect();
+                    for key in gone {
+                        if self.tunnels.saw(&key, None, Cause::Repair) {
+                            self.drift.suspect(Key::Tunnel(key));
+                        }
+                    }
+                }
+                Some(LinkId::Bridge(vni)) if point.bridge && !found(true) => {
+                    let key = BridgeRowKey { vni: *vni, mac: point.mac };
+                    if self.bridge_rows.saw(&key, None, Cause::Repair) {
+                        self.drift.suspect(Key::BridgeRow(key));
+                    }
+                }
+                _ => {}
+            }
+            links.insert(point.ifindex);
+        }
+        self.look_at_links_of_suspects(links);
+    }
+
+    /// A row that is not as it was may have been lost with its link, whose own event may still be on its way.
+    pub(super) fn look_at_links_of_suspects(&mut self, links: BTreeSet<u32>) {
+        if self.drift.has_suspects() {
+            for ifindex in links {
+                self.look_again(ifindex);
+            }
+        }
+    }
+
+    pub(super) fn saw_fdb_row(&mut self, row: &FdbRow, cause: ReadCause) {
+        let foreign = cause == ReadCause::Foreign;
+        if row.bridge {
+            let Some((key, seen)) = self.bridge_row(row) else { return };
+            let known = self.bridge_rows.get(&key).is_some();
+            if (known || !row.kernels_own) && self.bridge_rows.saw(&key, Some(seen), cause.into()) && foreign {
+                self.drift.suspect(Key::BridgeRow(key));
+            }
+        } else if let Some(LinkId::Vxlan(vni)) = self.by_index.get(&row.ifindex)
+            && !row.kernels_own
+        {
+            let key = tunnel_key(*vni, row);
+            let seen = TunnelSeen { dst: row.dst, plain: row.plain };
+            if self.tunnels.saw(&key, Some(seen), cause.into()) && foreign {
+                self.drift.suspect(Key::Tunnel(key));
+            }
+        }
+    }
+
+    /// Key and content of a bridge's row, when it points to a port of ours.
+    pub(super) fn bridge_row(&self, row: &FdbRow) -> Option<(BridgeRowKey, BridgeRowSeen)> {
+        let (vni, port) = match self.by_index.get(&row.ifindex)? {
+            LinkId::Outer(id) => {
+                let bridge = self.links.observed_of(&LinkId::Outer(id.clone()))?.master?;
+                let Some(LinkId::Bridge(vni)) = self.by_index.get(&bridge) else { return None };
+                (*vni, Some(id.clone()))
+            }
+            LinkId::Vxlan(vni) | LinkId::Bridge(vni) => (*vni, None),
+            LinkId::Inner(_) | LinkId::Stray(_) => return None,
+        };
+        let key = BridgeRowKey { vni, mac: row.mac };
+        Some((key, BridgeRowSeen { port, ifindex: row.ifindex, plain: row.plain }))
+    }
+
+    /// How to look up a bridge's row.
+    pub(super) fn bridge_point(&self, key: &BridgeRowKey) -> Option<FdbPoint> {
+        self.bridge_index(key.vni).map(|ifindex| FdbPoint { ifindex, bridge: true, mac: key.mac })
+    }
+
+    pub(super) fn observe_neighbour_dump(&mut self, ifindex: u32, rows: &[Neighbour], cause: ReadCause) {
+        for row in rows {
+            self.saw_neighbour(row, cause);
+        }
+        let Some((vni, on_bridge)) = self.neighbours_at(ifindex) else { return };
+        let shown: BTreeSet<_> = rows.iter().map(|row| row.ip).collect();
+        let known = self.neighbours.observed_in(NeighbourKey::all_of(vni, on_bridge));
+        let unseen = known.into_iter().filter(|key| !shown.contains(&key.ip));
+        self.unread.neighbours.extend(unseen.map(|key| (ifindex, key.ip)));
+    }
+
+    pub(super) fn observe_neighbour_rows(&mut self, points: &[(u32, IpAddr)], rows: &[Neighbour]) {
+        for row in rows {
+            self.saw_neighbour(row, ReadCause::Foreign);
+        }
+        let mut links = BTreeSet::new();
+        for (ifindex, ip) in points {
+            let found = rows.iter().any(|row| row.ifindex == *ifindex && row.ip == *ip);
+            if !found && let Some((vni, on_bridge)) = self.neighbours_at(*ifindex) {
+                let key = NeighbourKey { vni, on_bridge, ip: *ip };
+                if self.neighbours.saw(&key, None, Cause::Repair) {
+                    self.drift.suspect(Key::Neighbour(key));
+                }
+            }
+            links.insert(*ifindex);
+        }
+        self.look_at_links_of_suspects(links);
+    }
+
+    /// Which neighbour table of ours a link has.
+    pub(super) fn neighbours_at(&self, ifindex: u32) -> Option<(Vni, bool)> {
+        match self.by_index.get(&ifindex)? {
+            LinkId::Vxlan(vni) => Some((*vni, false)),
+            LinkId::Bridge(vni) => Some((*vni, true)),
+            _ => None,
+        }
+    }
+
+    pub(super) fn saw_neighbour(&mut self, row: &Neighbour, cause: ReadCause) {
+        let Some((vni, on_bridge)) = self.neighbours_at(row.ifindex) else { return };
+        let key = NeighbourKey { vni, on_bridge, ip: row.ip };
+        // What the kernel resolves by itself is its own; only permanent entries, and what stands where ours should, count.
+        let counts = row.permanent || self.neighbours.get(&key).is_some();
+        let seen = NeighbourSeen { mac: row.mac, permanent: row.permanent, ours: row.ours };
+        if counts && self.neighbours.saw(&key, Some(seen), cause.into()) && cause == ReadCause::Foreign {
+            self.drift.suspect(Key::Neighbour(key));
+        }
+    }
+}
+
+/// The key of a VXLAN device's row.
+pub(super) fn tunnel_key(vni: Vni, row: &FdbRow) -> TunnelKey {
+    TunnelKey { vni, mac: row.mac, dst: if row.mac.is_zero() { row.dst } else { None } }
+}

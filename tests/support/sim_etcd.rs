@@ -1,0 +1,80 @@
+//! An etcd in memory: revisions, transactions, a history that can be compacted.
+
+use std::collections::BTreeMap;
+
+use vtepd::schema::{Change, Kv};
+
+#[derive(Debug, Default)]
+pub struct SimEtcd {
+    pub revision: i64,
+    /// Events of this revision and older are gone.
+    pub compacted: i64,
+    records: BTreeMap<String, Kv>,
+    history: BTreeMap<i64, Vec<Change>>,
+}
+
+impl SimEtcd {
+    pub fn put(&mut self, key: &str, value: &str) {
+        self.transaction(&[(key.to_owned(), Some(value.to_owned()))]);
+    }
+
+    pub fn delete(&mut self, key: &str) {
+        self.transaction(&[(key.to_owned(), None)]);
+    }
+
+    pub fn get(&self, key: &str) -> Option<String> {
+        self.records.get(key).map(|kv| String::from_utf8_lossy(&kv.value).into_owned())
+    }
+
+    /// Puts and deletes in one revision; deleting what is not there is no event.
+    pub fn transaction(&mut self, writes: &[(String, Option<String>)]) {
+        let revision = self.revision + 1;
+        let mut events = Vec::new();
+        let last = |key: &str| writes.iter().rev().find(|(k, _)| k == key);
+        for (key, value) in writes.iter().filter(|write| last(&write.0) == Some(write)) {
+            match value {
+                Some(value) => {
+                    let create_revision = self.records.get(key).map_or(revision, |kv| kv.create_revision);
+                    let kv = Kv {
+                        key: key.clone().into_bytes(),
+                        value: value.clone().into_bytes(),
+                        create_revision,
+                        mod_revision: revision,
+                    };
+                    self.records.insert(key.clone(), kv.clone());
+                    events.push(Change::Put(kv));
+                }
+                None if self.records.remove(key).is_some() => {
+                    events.push(Change::Delete { key: key.clone().into_bytes(), revision });
+                }
+                None => {}
+            }
+        }
+        if !events.is_empty() {
+            self.revision = revision;
+            self.history.insert(revision, events);
+        }
+    }
+
+    /// Deletes the records whose value is no JSON.
+    pub fn delete_bad(&mut self) {
+        let bad = |kv: &Kv| serde_json::from_slice::<serde_json::Value>(&kv.value).is_err();
+        let keys: Vec<String> = self.records.iter().filter(|(_, kv)| bad(kv)).map(|(key, _)| key.clone()).collect();
+        for key in keys {
+            self.delete(&key);
+        }
+    }
+
+    pub fn compact(&mut self) {
+        self.compacted = self.revision;
+        self.history.clear();
+    }
+
+    pub fn listing(&self) -> Vec<Kv> {
+        self.records.values().cloned().collect()
+    }
+
+    pub fn events_from(&self, revision: i64) -> Vec<(i64, Vec<Change>)> {
+        self.history.range(revision..).map(|(revision, changes)| (*revision, changes.clone())).collect()
+    }
+}
