@@ -9,7 +9,7 @@
     reason = "a test ends where something is not as it should be"
 )]
 
-#[path = "support/sim_kernel.rs"]
+#[path = "support/sim_kernel/mod.rs"]
 #[allow(unreachable_pub, reason = "shared by several tests")]
 mod sim_kernel;
 

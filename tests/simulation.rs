@@ -16,7 +16,7 @@
 #[path = "support/sim_etcd.rs"]
 #[allow(unreachable_pub, reason = "shared by several tests")]
 mod sim_etcd;
-#[path = "support/sim_kernel.rs"]
+#[path = "support/sim_kernel/mod.rs"]
 #[allow(unreachable_pub, reason = "shared by several tests")]
 mod sim_kernel;
 

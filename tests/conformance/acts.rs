@@ -1,0 +1,220 @@
+//! What is done to both kernels: a network as the engine would build it, and then anything at all, in a universe so small that
+//! much collides.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use vtepd::{
+    engine::{InnerAt, LinkChange, NewLink, Op, Place, Port},
+    model::Mac,
+};
+
+use super::{
+    sim_kernel::Chance,
+    twins::{Role, Twin, Twins, at},
+};
+
+pub const CONTAINERS: [&str; 2] = ["a", "b"];
+pub const INNER_NAMES: [&str; 3] = ["eth0", "eth1", "other"];
+const NAMES: [&str; 7] = ["br0", "br1", "vxlan1", "vxlan2", "veth1", "veth2", "other"];
+const ADDRESSES: [&str; 9] = [
+    "10.0.0.1/24",
+    "10.0.0.77/24",
+    "10.0.0.78/24",
+    "10.0.0.1/16",
+    "10.1.0.1/32",
+    "fd00::1/64",
+    "fd00::1/80",
+    "fd00::77/64",
+    "fd01::1/128",
+];
+const GROUP: u32 = 0x76;
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+pub fn endpoint_macs() -> Vec<Mac> {
+    (3..5).map(|n| Mac::from_ip(IpAddr::from([10, 0, 0, n]))).chain([Mac::ZERO]).collect()
+}
+
+pub fn neighbour_ips() -> Vec<IpAddr> {
+    ["10.0.0.3", "10.7.0.4", "fd00::3"].map(ip).to_vec()
+}
+
+/// Addresses of devices are nobody's endpoint: of such the bridge makes rows of its own.
+fn device_mac(number: usize) -> Mac {
+    Mac::new([0x02, 0x76, 0, 0, 0, u8::try_from(number).unwrap()])
+}
+
+fn bridge(name: &str, mac: usize) -> NewLink {
+    NewLink::Bridge { name: name.into(), mac: device_mac(mac), group: GROUP }
+}
+
+fn vxlan(name: &str, vni: u32, mtu: u32, local: &str) -> NewLink {
+    let (mac, local) = (device_mac(2), ip(local));
+    NewLink::Vxlan { name: name.into(), mac, mtu, group: GROUP, vni, port: 4789, local, proxy: true }
+}
+
+fn veth(name: &str, mtu: u32, container: &str, ifname: &str) -> NewLink {
+    let inner = InnerAt { netns: at(container).into(), ifname: ifname.into(), ifindex: None };
+    let (mac, inner_mac) = (device_mac(3), device_mac(9));
+    NewLink::Veth { name: name.into(), mac, mtu, group: GROUP, inner, inner_mac }
+}
+
+/// The devices of a network.
+pub fn devices() -> Vec<Op> {
+    let new = [
+        bridge("br0", 1),
+        vxlan("vxlan1", 256, 1450, "192.168.205.10"),
+        veth("veth1", 1450, "a", "eth0"),
+        veth("veth2", 1450, "b", "eth0"),
+    ];
+    new.into_iter().map(Op::AddLink).collect()
+}
+
+/// What makes a network of its devices.
+pub fn wiring(twins: &Twins) -> Vec<Op> {
+    let bridge = twins.alive(Role::Bridge).first().copied();
+    let set = |(handle, twin): (&u32, &Twin)| {
+        let mut change = LinkChange { up: Some(true), addr_gen_none: true, ..LinkChange::default() };
+        match twin.role {
+            Role::Bridge => change.mtu = Some(1450),
+            Role::Vxlan | Role::Outer => {
+                change.master = bridge;
+                change.port = Some(Port { learning: false, unicast_flood: twin.role == Role::Vxlan });
+            }
+            Role::Inner => change.addr_gen_none = false,
+        }
+        Op::SetLink { place: twins.place(*handle), ifindex: *handle, change }
+    };
+    twins.all.iter().filter(|(_, twin)| twin.alive).map(set).collect()
+}
+
+/// A link of one of these roles, sometimes one that is gone or never was.
+fn link(chance: &mut Chance, twins: &Twins, roles: &[Role]) -> u32 {
+    if chance.per_mille(60) {
+        let gone: Vec<u32> = twins.all.iter().filter(|(_, twin)| !twin.alive).map(|(handle, _)| *handle).collect();
+        let gone: Vec<u32> = gone.into_iter().filter(|handle| roles.contains(&twins.all[handle].role)).collect();
+        return chance.pick(&gone).copied().unwrap_or(0);
+    }
+    let there: Vec<u32> = roles.iter().flat_map(|role| twins.alive(*role)).collect();
+    chance.pick(&there).copied().unwrap_or(0)
+}
+
+fn pick<T: Clone>(chance: &mut Chance, from: &[T]) -> T {
+    chance.pick(from).unwrap().clone()
+}
+
+/// What can happen.
+#[derive(Clone, Debug)]
+pub enum Act {
+    /// An operation of the agent.
+    Own(Op),
+    /// The same by somebody else.
+    Foreign(Op),
+    /// A container ends, and another one of its name starts.
+    Container(&'static str),
+    /// Somebody else deletes the overlay namespace, and the agent does this before it looks.
+    Deleted(Op),
+}
+
+/// What happens next; without a namespace mostly that there is one again.
+pub fn act(chance: &mut Chance, twins: &Twins, absent: bool) -> Act {
+    let op = if absent && chance.per_mille(400) { Op::CreateNetns } else { op(chance, twins) };
+    match chance.below(1000) {
+        0..4 => Act::Container(pick(chance, &CONTAINERS)),
+        4..7 => Act::Deleted(op),
+        7..250 if !matches!(op, Op::CreateNetns | Op::DeleteNetns) => Act::Foreign(op),
+        _ => Act::Own(op),
+    }
+}
+
+fn op(chance: &mut Chance, twins: &Twins) -> Op {
+    use Role::{Bridge, Inner, Outer, Vxlan};
+    let device = [Vxlan, Bridge];
+    match chance.below(1000) {
+        0..150 => Op::AddLink(new_link(chance)),
+        150..180 => {
+            let ifindex = link(chance, twins, &[Bridge, Vxlan, Outer, Inner]);
+            Op::DeleteLink { place: twins.place(ifindex), ifindex }
+        }
+        180..440 => set_link(chance, twins),
+        440..580 => {
+            let ifindex = link(chance, twins, &[Bridge, Bridge, Vxlan, Inner]);
+            let (place, net): (Place, IpNet) = (twins.place(ifindex), pick(chance, &ADDRESSES).parse().unwrap());
+            let add = chance.per_mille(600);
+            if add { Op::AddAddress { place, ifindex, net } } else { Op::DeleteAddress { place, ifindex, net } }
+        }
+        580..720 => {
+            let (ifindex, mac) = (link(chance, twins, &[Vxlan]), pick(chance, &endpoint_macs()));
+            let dst = ip(pick(chance, &["192.0.2.1", "192.0.2.2", "192.0.2.1", "192.0.2.3", "2001:db8::1"]));
+            let one = (mac.is_zero() && chance.per_mille(700)).then_some(dst);
+            let put = chance.per_mille(600);
+            if put { Op::PutFdb { ifindex, mac, dst } } else { Op::DeleteFdb { ifindex, mac, dst: one } }
+        }
+        720..820 => {
+            let mac = pick(chance, &endpoint_macs()[..2]);
+            let ifindex = link(chance, twins, &[Outer, Outer, Outer, Outer, Outer, Outer, Vxlan, Bridge]);
+            let put = chance.per_mille(600);
+            if put { Op::PutBridgeRow { ifindex, mac } } else { Op::DeleteBridgeRow { ifindex, mac } }
+        }
+        820..985 => {
+            let (ifindex, ip) = (link(chance, twins, &device), pick(chance, &neighbour_ips()));
+            let mac = pick(chance, &endpoint_macs()[..2]);
+            let put = chance.per_mille(700);
+            if put { Op::PutNeighbour { ifindex, ip, mac } } else { Op::DeleteNeighbour { ifindex, ip } }
+        }
+        985..990 => Op::ReclaimVni { vni: pick(chance, &[256, 257]), port: 4789, group: GROUP },
+        990..995 => Op::DeleteNetns,
+        _ => Op::CreateNetns,
+    }
+}
+
+fn new_link(chance: &mut Chance) -> NewLink {
+    let mtu = pick(chance, &[1450, 1450, 1450, 1000]);
+    match chance.below(6) {
+        0 => bridge(pick(chance, &["br0", "br0", "br1", "other"]), 1),
+        1 => bridge(pick(chance, &["br0", "br0", "br1"]), 4),
+        2 | 3 => {
+            let (name, vni) = pick(chance, &[("vxlan1", 256), ("vxlan1", 256), ("vxlan2", 257), ("other", 256)]);
+            vxlan(name, vni, mtu, pick(chance, &["192.168.205.10", "192.168.205.10", "2001:db8::10"]))
+        }
+        _ => {
+            let name = pick(chance, &["veth1", "veth2", "other"]);
+            veth(name, mtu, pick(chance, &["a", "b", "a", "b", "absent"]), pick(chance, &["eth0", "eth0", "eth1"]))
+        }
+    }
+}
+
+fn set_link(chance: &mut Chance, twins: &Twins) -> Op {
+    use Role::{Bridge, Inner, Outer, Vxlan};
+    let ifindex = link(chance, twins, &[Bridge, Vxlan, Outer, Inner]);
+    let role = twins.all.get(&ifindex).map(|twin| twin.role);
+    let mut change = LinkChange::default();
+    for _ in 0..=chance.below(3) {
+        match chance.below(16) {
+            0..3 => change.up = Some(true),
+            3 => change.up = Some(false),
+            4..6 => change.mtu = Some(pick(chance, &[1450, 1000, 1500])),
+            6 => change.mac = Some(device_mac(chance.below(6))),
+            7 => change.group = Some(pick(chance, &[0, GROUP])),
+            8 if role == Some(Inner) => change.name = Some(pick(chance, &INNER_NAMES).into()),
+            8 => change.name = Some(pick(chance, &NAMES).into()),
+            9..11 if role != Some(Inner) => {
+                change.master = Some(link(chance, twins, &[Bridge, Bridge, Bridge, Bridge, Outer]));
+            }
+            11 | 12 if role != Some(Inner) => {
+                change.port = Some(Port { learning: chance.per_mille(500), unicast_flood: chance.per_mille(500) });
+            }
+            13 => change.addr_gen_none = true,
+            14 if matches!(role, Some(Vxlan | Outer)) => {
+                change.local = Some(ip(pick(chance, &["192.168.205.10", "192.168.205.12", "2001:db8::10"])));
+            }
+            15 if role == Some(Vxlan) => change.learning_off = true,
+            15 if role != Some(Inner) => change.mcast_snooping_off = true,
+            _ => change.addr_gen_none = true,
+        }
+    }
+    Op::SetLink { place: twins.place(ifindex), ifindex, change }
+}
