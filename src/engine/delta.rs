@@ -43,7 +43,7 @@ pub struct Sides<D, O> {
     pub desired: Option<D>,
     /// What was read or acknowledged, never assumed.
     pub observed: Option<O>,
-    /// Which side moved last.
+    /// Why they differ.
     pub cause: Cause,
 }
 
@@ -98,7 +98,10 @@ impl<K: Ord + Clone, D: Fits<O> + PartialEq, O: PartialEq> Table<K, D, O> {
         self.observed = self.observed + usize::from(observed.is_some()) - usize::from(had.is_some());
         self.update(key, |sides| {
             sides.observed = observed;
-            sides.cause = cause;
+            // What differed before still does for its first reason.
+            if agreed {
+                sides.cause = cause;
+            }
         });
         agreed && self.differs(key)
     }

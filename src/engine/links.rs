@@ -96,7 +96,7 @@ impl Network {
         self.lost_rows(&id, before.as_ref(), link, self.cause_of_loss(&id, cause));
         let new = before.as_ref().is_none_or(|before| before.ifindex != link.ifindex);
         self.observe_addresses(&id, addresses, if new { ReadCause::First } else { cause });
-        if new && cause != ReadCause::Own {
+        if new && cause != ReadCause::Own && !self.settling.contains(&Key::Link(id.clone())) {
             // Not made by us just now: nothing is known of its rows.
             self.unread.fdb_dump(link.ifindex, ReadCause::First);
             self.unread.neighbour_dump(link.ifindex, ReadCause::First);
@@ -108,7 +108,9 @@ impl Network {
 
     /// Why what hangs on a link is made again: a foreign hand on the link, or the repair of it, or a change of ours.
     fn cause_of_loss(&self, id: &LinkId, read: ReadCause) -> Cause {
-        let repair = read == ReadCause::Foreign || self.drift.is_open(&Key::Link(id.clone()));
+        let key = Key::Link(id.clone());
+        let foreign = read == ReadCause::Foreign && !self.settling.contains(&key);
+        let repair = foreign || self.drift.is_open(&key);
         if repair { Cause::Repair } else { Cause::Change }
     }
 

@@ -238,7 +238,7 @@ impl Network {
             return Effect::Read(query);
         }
         // Reads that failed rest for a moment: until they are made nothing is judged, but what is known can be acted on.
-        if self.unread.is_empty() {
+        if self.unread.only_rows_left() {
             self.settle_links(now);
             self.judge_drift(now);
         }

@@ -72,7 +72,18 @@ impl Unread {
         Self { netns: Some(ReadCause::First), ..Self::default() }
     }
 
+    /// Nothing is left to read.
     pub(super) fn is_empty(&self) -> bool {
+        self.all_asked() && self.deferred.is_empty()
+    }
+
+    /// Nothing is left to read but rows that could not be read: what is known of all else can be judged.
+    pub(super) fn only_rows_left(&self) -> bool {
+        let structure = |query: &Query| matches!(query, Query::Netns | Query::Links | Query::Link(_));
+        self.all_asked() && !self.deferred.iter().any(|deferred| structure(&deferred.query))
+    }
+
+    fn all_asked(&self) -> bool {
         self.netns.is_none()
             && self.links.is_none()
             && self.link.is_empty()
@@ -82,7 +93,6 @@ impl Unread {
             && self.fdb.is_empty()
             && self.neighbours.is_empty()
             && self.all_rows.is_none()
-            && self.deferred.is_empty()
     }
 
     /// Whether something that every decision rests on was never read: what is not known to be there must not be made again,

@@ -311,7 +311,7 @@ impl Network {
         self.want_link(&LinkId::Bridge(segment.vni), Some(bridge));
         let vxlan = LinkWant {
             name: format!("vxlan{}", number + 1),
-            mac: device_mac(&format!("{} {}", segment.local, segment.vni)),
+            mac: device_mac(&format!("{} {}", self.config.name, segment.vni)),
             mtu: segment.mtu,
             group: self.config.group,
             kind: KindWant::Vxlan { segment: Box::new(segment.clone()), bridge: self.bridge_index(segment.vni) },

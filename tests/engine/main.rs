@@ -9,182 +9,20 @@
     reason = "a test ends where something is not as it should be"
 )]
 
-#[path = "support/sim_kernel/mod.rs"]
+mod faults;
+mod lab;
 #[allow(unreachable_pub, reason = "shared by several tests")]
+#[path = "../support/sim_kernel/mod.rs"]
 mod sim_kernel;
 
-use std::{cell::Cell, net::IpAddr, sync::Arc, time::Duration};
+use std::{net::IpAddr, time::Duration};
 
-use sim_kernel::SimKernel;
+use lab::{Lab, TEST1, demo, engine, id, ip, remote};
 use vtepd::{
-    desired::{EndpointSpec, LocalEndpoint, NetworkSpec, RemoteEndpoint, Segment, Update},
-    engine::{Config, DriftReason, Event, Kind, LinkChange, Network, Note, Op, Place, Time, Turn, outer_name, turn},
-    model::{EndpointId, Mac, Vni},
+    desired::Update,
+    engine::{DriftReason, Event, Kind, LinkChange, Note, Op, Place, Time, Turn, outer_name},
+    model::Mac,
 };
-
-const TEST1: &str = "/run/netns/test1";
-
-struct Lab {
-    network: Network,
-    kernel: SimKernel,
-    now: Cell<Duration>,
-    notes: Vec<Note>,
-}
-
-fn vni(number: u32) -> Vni {
-    number.try_into().unwrap()
-}
-
-fn ip(text: &str) -> IpAddr {
-    text.parse().unwrap()
-}
-
-fn id(node: &str, endpoint: &str) -> EndpointId {
-    EndpointId { node: node.parse().unwrap(), endpoint: endpoint.parse().unwrap() }
-}
-
-fn spec() -> NetworkSpec {
-    let segment = Segment {
-        vni: vni(256),
-        port: 4789,
-        local: ip("192.168.205.10"),
-        mtu: 1450,
-        gateways: vec!["10.0.0.1/24".parse().unwrap(), "fd00::1/64".parse().unwrap()],
-        gateway_mac: Mac::from_ip(ip("10.0.0.1")),
-    };
-    NetworkSpec { name: "overlay-demo".parse().unwrap(), segments: vec![segment] }
-}
-
-fn local() -> EndpointSpec {
-    EndpointSpec::Local(LocalEndpoint {
-        vni: vni(256),
-        mac: Mac::from_ip(ip("10.0.0.2")),
-        addresses: vec!["10.0.0.2/24".parse().unwrap(), "fd00::2/64".parse().unwrap()],
-        netns: TEST1.into(),
-        ifname: "eth0".into(),
-    })
-}
-
-fn remote(last: u32, vtep: &str) -> EndpointSpec {
-    let v4 = IpAddr::from((0x0a00_0000 + last).to_be_bytes());
-    let v6 = IpAddr::from((0xfd00_u128 << 112 | u128::from(last)).to_be_bytes());
-    EndpointSpec::Remote(RemoteEndpoint { vni: vni(256), mac: Mac::from_ip(v4), ips: vec![v4, v6], vtep: ip(vtep) })
-}
-
-fn demo() -> Update {
-    let mut endpoints = vec![(id("n1", "test1"), Some(local()))];
-    endpoints.extend((3..13).map(|n| (id("n2", &format!("e{n}")), Some(remote(n, "192.168.205.11")))));
-    Update { revision: 5, spec: Some(Some(Arc::new(spec()))), endpoints }
-}
-
-impl Lab {
-    fn new() -> Self {
-        let config = Config {
-            name: "overlay-demo".parse().unwrap(),
-            netns: "/run/netns/vtepd-overlay-demo".into(),
-            group: 0x76,
-            resync: Duration::from_secs(60),
-        };
-        Self { network: Network::new(config), kernel: SimKernel::new(1), now: Cell::default(), notes: Vec::new() }
-    }
-
-    /// A network with one local and ten remote endpoints, converged.
-    fn converged() -> Self {
-        let mut lab = Self::new();
-        lab.kernel.add_container(TEST1);
-        lab.want(demo());
-        lab.settle();
-        lab.forget();
-        lab
-    }
-
-    fn want(&mut self, update: Update) {
-        self.network.want(update, Time::from_origin(self.now.get()));
-    }
-
-    fn clock(&self) -> impl Fn() -> Time + use<> {
-        let now = self.now.get();
-        move || Time::from_origin(now)
-    }
-
-    /// Runs until the engine rests, and checks that it then is in sync.
-    fn settle(&mut self) {
-        self.rest();
-        assert!(self.network.in_sync(), "not in sync: {:?} {:#?}", self.network.summary(), self.notes);
-    }
-
-    fn rest(&mut self) -> Turn {
-        let clock = self.clock();
-        for _ in 0..1000 {
-            match turn(&mut self.network, &mut self.kernel, &clock, 100) {
-                Turn::More => {}
-                done => {
-                    self.notes.extend(self.network.take_notes());
-                    return done;
-                }
-            }
-        }
-        panic!("the engine never rests: {:?}", self.kernel.log.iter().rev().take(5).collect::<Vec<_>>());
-    }
-
-    fn forget(&mut self) {
-        self.notes.clear();
-        self.kernel.log.clear();
-    }
-
-    fn drift(&self) -> Vec<(Kind, DriftReason)> {
-        let drift = self.notes.iter().filter_map(|note| match note {
-            Note::Drift { kind, reason, .. } => Some((*kind, *reason)),
-            _ => None,
-        });
-        drift.collect()
-    }
-
-    fn repairs(&self) -> Vec<Kind> {
-        let repairs = self.notes.iter().filter_map(|note| match note {
-            Note::Repaired { kind, .. } => Some(*kind),
-            _ => None,
-        });
-        repairs.collect()
-    }
-
-    fn index(&self, name: &str) -> u32 {
-        self.kernel.link(name).unwrap_or_else(|| panic!("no {name}")).link.ifindex
-    }
-
-    fn foreign(&mut self, op: Op) {
-        self.kernel.foreign(&op).unwrap();
-    }
-
-    /// Does the foreign thing, and expects exactly this drift, each repaired, and the state as before.
-    fn expect_repair(&mut self, foreign: Op, drift: &[(Kind, DriftReason)]) {
-        let fingerprint = |lab: &Self| {
-            let mut links: Vec<_> = lab.kernel.overlay.iter().flat_map(|ns| ns.links.values().cloned()).collect();
-            links.sort_by(|a, b| a.link.name.cmp(&b.link.name));
-            let shape = |l: sim_kernel::SimLink| {
-                (l.link.name, l.link.mac, l.link.mtu, l.link.up, l.fdb, l.neighbours, l.rows.len(), l.addresses)
-            };
-            links.into_iter().map(shape).collect::<Vec<_>>()
-        };
-        let before = fingerprint(self);
-        self.foreign(foreign);
-        self.settle();
-        assert_eq!(self.drift(), drift, "{:#?}", self.notes);
-        let kinds: Vec<Kind> = drift.iter().map(|(kind, _)| *kind).collect();
-        assert_eq!(self.repairs(), kinds, "{:#?}", self.notes);
-        assert_eq!(fingerprint(self), before);
-        self.quiet();
-    }
-
-    /// A full resync finds nothing to do.
-    fn quiet(&mut self) {
-        self.forget();
-        self.network.resync("test", Time::from_origin(self.now.get()));
-        self.settle();
-        assert_eq!(self.kernel.log, [], "a correct kernel gets no operation");
-        assert_eq!(self.drift(), []);
-    }
-}
 
 #[test]
 fn a_network_is_built_as_the_design_says_and_then_left_alone() {
@@ -204,7 +42,7 @@ fn a_network_is_built_as_the_design_says_and_then_left_alone() {
 #[test]
 fn an_agent_without_memory_sends_nothing_to_a_correct_kernel() {
     let mut lab = Lab::converged();
-    lab.network = Lab::new().network;
+    lab.network = engine(Duration::from_secs(60));
     lab.want(demo());
     lab.settle();
     assert_eq!(lab.kernel.log, []);
@@ -335,7 +173,7 @@ fn a_network_that_is_no_longer_wanted_is_taken_down_also_without_memory() {
     for memory in [true, false] {
         let mut lab = Lab::converged();
         if !memory {
-            lab.network = Lab::new().network;
+            lab.network = engine(Duration::from_secs(60));
         }
         lab.want(Update { revision: 7, spec: Some(None), endpoints: Vec::new() });
         assert_eq!(lab.rest(), Turn::Gone);
@@ -348,7 +186,7 @@ fn a_network_that_is_no_longer_wanted_is_taken_down_also_without_memory() {
 #[test]
 fn leftovers_of_earlier_times_are_removed_by_an_agent_without_memory() {
     let mut lab = Lab::converged();
-    lab.network = Lab::new().network;
+    lab.network = engine(Duration::from_secs(60));
     let ifindex = lab.index("vxlan1");
     lab.foreign(Op::PutFdb { ifindex, mac: Mac::from_ip(ip("10.7.7.7")), dst: ip("192.0.2.9") });
     lab.foreign(Op::PutNeighbour { ifindex, ip: ip("10.0.0.200"), mac: Mac::from_ip(ip("10.0.0.200")) });
