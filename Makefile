@@ -68,6 +68,10 @@ test: deps ## Check the form, then run all tests in private namespaces
 	@$(PRIVATE) true || { echo "This user may make no private namespaces here: be root, or allow user namespaces." >&2; exit 1; }
 	$(PRIVATE) bash -euc 'ip link set lo up; exec $(CARGO) test --locked --offline --no-fail-fast'
 
+.PHONY: bench
+bench: deps ## Time repair, bursts and convergence beside the tools that do the same
+	$(CARGO) bench --locked --bench agent
+
 .PHONY: install
 install: ## Install program, unit and an example of its settings (after `make release`; needs the right to write there)
 	@[[ -x $(TARGET)/release/vtepd ]] || { echo "please run 'make release' first" >&2; exit 1; }

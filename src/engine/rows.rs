@@ -46,13 +46,9 @@ impl Network {
             };
             match self.by_index.get(&point.ifindex) {
                 Some(LinkId::Vxlan(vni)) if !point.bridge && !found(false) => {
-                    let (from, to) = (TunnelKey { vni: *vni, mac: point.mac, dst: None }, TunnelKey::all_of(*vni));
-                    let gone: Vec<_> = self
-                        .tunnels
-                        .observed_in(from..=*to.end())
-                        .into_iter()
-                        .take_while(|k| k.mac == point.mac)
-                        .collect();
+                    let from = TunnelKey { vni: *vni, mac: point.mac, dst: None };
+                    let to = TunnelKey { mac: point.mac, ..*TunnelKey::all_of(*vni).end() };
+                    let gone = self.tunnels.observed_in(from..=to);
                     for key in gone {
                         if self.tunnels.saw(&key, None, cause.into()) && cause == ReadCause::Foreign {
                             self.drift.suspect(Key::Tunnel(key));
