@@ -109,8 +109,10 @@ impl Network {
                         }
                         _ => false,
                     });
-                    self.desired_moved(&Key::Link(LinkId::Outer(id.clone())));
-                    self.desired_moved(&Key::Link(LinkId::Inner(id)));
+                    for end in [LinkId::Outer(id.clone()), LinkId::Inner(id.clone())] {
+                        self.drift.wrote(Key::Link(end.clone()));
+                        self.desired_moved(&Key::Link(end));
+                    }
                 }
             }
         }

@@ -118,6 +118,16 @@ impl Fits<Link> for LinkWant {
     }
 }
 
+/// Whether two remote endpoints differ in nothing but their VTEP.
+fn has_same_rows(old: &EndpointSpec, new: &EndpointSpec) -> bool {
+    match (old, new) {
+        (EndpointSpec::Remote(old), EndpointSpec::Remote(new)) => {
+            (old.vni, old.mac, &old.ips) == (new.vni, new.mac, &new.ips)
+        }
+        _ => false,
+    }
+}
+
 /// The name of the overlay end of an endpoint's veth pair: found again without any memory.
 pub fn outer_name(id: &EndpointId) -> String {
     format!("veth{:011x}", stable_hash(id.to_string().as_bytes()) & 0xfff_ffff_ffff)
@@ -139,6 +149,10 @@ impl Network {
         // All removals come first: an endpoint that moves has the same rows under another identity, and stays in place.
         for (id, new) in &update.endpoints {
             if let Some(old) = self.endpoints.remove(id) {
+                // The rows of an endpoint that is merely behind another VTEP are set where they stand.
+                if new.as_ref().is_some_and(|new| has_same_rows(&old, new)) {
+                    continue;
+                }
                 self.set_rows(id, &old, false);
                 if !matches!(new, Some(EndpointSpec::Local(_))) {
                     self.forget_local(id);
