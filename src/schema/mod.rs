@@ -1,5 +1,6 @@
 //! Wire records: pure decoding of keys and values; each error names key, field and reason.
 
+pub mod docker;
 mod json;
 mod key;
 mod kv;
