@@ -24,6 +24,8 @@ struct Entry {
     posted: u64,
     handled: u64,
     busy_since: Option<Instant>,
+    /// What it is called, where that is not what it goes by.
+    shown: Option<Name>,
 }
 
 /// The board.
@@ -49,6 +51,12 @@ pub(super) struct Totals {
     pub(super) observed: BTreeMap<Kind, u64>,
 }
 
+impl Entry {
+    fn shown<'a>(&'a self, name: &'a Name) -> &'a Name {
+        self.shown.as_ref().unwrap_or(name)
+    }
+}
+
 impl Board {
     fn entries(&self) -> MutexGuard<'_, BTreeMap<Name, Entry>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
@@ -59,9 +67,18 @@ impl Board {
         self.entries().entry(name.clone()).or_default().posted = posted;
     }
 
-    /// The network's thread begins a turn.
-    pub(super) fn begin(&self, name: &Name) {
-        self.entries().entry(name.clone()).or_default().busy_since = Some(Instant::now());
+    /// What the network is called.
+    pub(super) fn named(&self, name: &Name, shown: Name) {
+        let shown = (shown != *name).then_some(shown);
+        self.entries().entry(name.clone()).or_default().shown = shown;
+    }
+
+    /// The network's thread begins a turn. Returns what the network is called.
+    pub(super) fn begin(&self, name: &Name) -> Name {
+        let mut entries = self.entries();
+        let entry = entries.entry(name.clone()).or_default();
+        entry.busy_since = Some(Instant::now());
+        entry.shown(name).clone()
     }
 
     /// The network's thread ends a turn in which it had taken what was put in up to `handled`.
@@ -83,7 +100,7 @@ impl Board {
     pub(super) fn stuck(&self) -> Option<Name> {
         let entries = self.entries();
         let stuck = |entry: &Entry| entry.busy_since.is_some_and(|since| since.elapsed() > STUCK);
-        entries.iter().find(|(_, entry)| stuck(entry)).map(|(name, _)| name.clone())
+        entries.iter().find(|(_, entry)| stuck(entry)).map(|(name, entry)| entry.shown(name).clone())
     }
 
     /// Sums up.
@@ -98,7 +115,8 @@ impl Board {
                 let applied = entry.summary.applied_revision;
                 totals.behind = Some(totals.behind.map_or(applied, |behind| behind.min(applied)));
             }
-            totals.blocked.extend(entry.summary.blocked.iter().map(|blocked| (name.clone(), blocked.clone())));
+            let shown = entry.shown(name);
+            totals.blocked.extend(entry.summary.blocked.iter().map(|blocked| (shown.clone(), blocked.clone())));
             for (kind, (_, observed)) in &entry.summary.objects {
                 *totals.observed.entry(*kind).or_default() += observed;
             }
@@ -114,6 +132,7 @@ impl Board {
         }
         let (mut drifting, mut damped) = (BTreeMap::new(), BTreeMap::new());
         for (name, entry) in entries.iter() {
+            let name = entry.shown(name);
             let in_sync = entry.summary.in_sync && entry.handled >= entry.posted;
             metrics.in_sync.with_label_values(&[name.as_str()]).set(i64::from(in_sync));
             for (kind, (desired, observed)) in &entry.summary.objects {

@@ -105,7 +105,7 @@ fn run(name: &Name, shared: &Shared, mailbox: &Mailbox) {
         if work.stop {
             return;
         }
-        shared.board.begin(name);
+        journal.call(shared.board.begin(name));
         for (update, received) in work.updates {
             engine.want(update, received);
         }

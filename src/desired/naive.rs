@@ -92,7 +92,7 @@ pub(super) fn world(config: &StoreConfig, kvs: &[Kv]) -> World {
         let Key::Endpoint { network, id } = key else { continue };
         let Some(of) = networks.get(&network).filter(|_| vteps.contains_key(&id.node)) else { continue };
         let mac = endpoint.effective_mac().unwrap();
-        let Ok(vni) = fit(of, &endpoint.ip, mac) else { continue };
+        let Ok(Some(vni)) = fit(of, &endpoint.ip, mac) else { continue };
         let mut claims: Vec<String> = endpoint.ip.iter().map(|ip| format!("{network} {vni} {ip}")).collect();
         claims.push(format!("{network} {vni} {mac}"));
         claims.extend(endpoint.netns.iter().map(|netns| format!("{} {netns:?} {}", id.node, endpoint.ifname)));
@@ -114,7 +114,7 @@ pub(super) fn world(config: &StoreConfig, kvs: &[Kv]) -> World {
         let mut specs = BTreeMap::new();
         for (id, endpoint) in endpoints {
             let mac = endpoint.effective_mac().unwrap();
-            let vni = fit(network, &endpoint.ip, mac).unwrap();
+            let vni = fit(network, &endpoint.ip, mac).unwrap().unwrap();
             if id.node != config.node {
                 let remote = RemoteEndpoint { vni, mac, ips: endpoint.ip, vtep: vteps[&id.node] };
                 specs.insert(id, EndpointSpec::Remote(remote));

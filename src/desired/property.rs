@@ -12,7 +12,7 @@ use crate::schema::{self, Change, Key, Kv};
 
 fn config(vtep: bool) -> StoreConfig {
     let vtep = vtep.then(|| "192.168.0.1".parse().unwrap());
-    StoreConfig { prefix: "/p".into(), node: "n1".parse().unwrap(), vtep, underlay_mtu: 1500 }
+    StoreConfig { prefix: "/p".into(), docker_prefix: None, node: "n1".parse().unwrap(), vtep, underlay_mtu: 1500 }
 }
 
 /// A small world, so that everything collides with everything.

@@ -11,6 +11,6 @@ mod rejected;
 pub use key::Key;
 pub use kv::{Change, Kv};
 pub use native::{MAX_VALUE, approval, endpoint, node, store};
-pub(crate) use network::is_edge;
 pub use network::network;
+pub(crate) use network::{DEFAULT_PORT, is_edge};
 pub use rejected::{Reason, Rejected};

@@ -12,7 +12,7 @@ use super::{
 use crate::model::{Network, Subnet, Vni};
 
 /// The port that IANA gave to VXLAN.
-pub(super) const DEFAULT_PORT: u16 = 4789;
+pub(crate) const DEFAULT_PORT: u16 = 4789;
 /// The most subnets of a network.
 pub(super) const MAX_SUBNETS: usize = 64;
 /// The most labels of a network, and the longest name or value of one in bytes.
