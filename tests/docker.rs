@@ -305,3 +305,39 @@ fn both_layouts_stand_side_by_side_and_a_listing_of_one_leaves_the_other_alone()
         assert_eq!(count(agent, "vtepd_ops_total", &[]), 0.0, "{}", agent.log_tail(40));
     }
 }
+
+#[test]
+fn two_networks_of_one_sandbox_get_an_interface_each_and_the_second_moves_up_when_the_first_goes() {
+    in_private!();
+    let (lab, mut agents) = demo();
+    let other = "1".repeat(64);
+    let overlay = format!("overlay/network/{NID}");
+    put(
+        &lab,
+        &format!("overlay/network/{other}"),
+        &document(&overlay).replace("10.0.0.", "10.6.0.").replace("256", "257"),
+    );
+    let network = documents().into_iter().find(|(key, _)| *key == format!("{PREFIX}/network/{NID}")).unwrap().1;
+    put(&lab, &format!("network/{other}"), &network.replace("overlay-demo", "other"));
+    for eid in EIDS {
+        let value = document(eid).replace("10.0.0.", "10.6.0.").replace("02:42:0a:00", "02:42:0a:06");
+        put(&lab, &format!("endpoint/{other}/{eid}"), &value);
+    }
+    applied(&lab, &mut agents);
+    let addresses = || lab.hosts[0].run(&words(&format!("ip -n {} -br -4 addr", SANDBOXES[0]))).unwrap();
+    let has = |name: &str, ip: &str| {
+        addresses().lines().any(|line| line.starts_with(&format!("{name}@")) && line.contains(&format!(" {ip}/24")))
+    };
+    assert!(has("eth0", "10.0.0.2") && has("eth1", "10.6.0.2"), "{}", addresses());
+    ping(&lab.hosts[0], SANDBOXES[0], "10.0.0.3");
+    ping(&lab.hosts[0], SANDBOXES[0], "10.6.0.3");
+    lab.etcd.delete(&format!("{PREFIX}/endpoint/{NID}/{}", EIDS[0])).unwrap();
+    wait_for("the second moves up", PATIENCE, || {
+        let moved = has("eth0", "10.6.0.2") && !addresses().contains("10.0.0.2");
+        if moved { Ok(()) } else { Err(LabError::not_so(addresses())) }
+    })
+    .unwrap_or_else(|error| panic!("{error}\n{}", agents[0].log_tail(60)));
+    applied(&lab, &mut agents);
+    ping(&lab.hosts[0], SANDBOXES[0], "10.6.0.3");
+    assert_eq!(count(&mut agents[0], "vtepd_in_sync", &[("network", "other")]), 1.0);
+}

@@ -67,10 +67,11 @@ impl Board {
         self.entries().entry(name.clone()).or_default().posted = posted;
     }
 
-    /// What the network is called.
+    /// What the network is called, if it is here.
     pub(super) fn named(&self, name: &Name, shown: Name) {
-        let shown = (shown != *name).then_some(shown);
-        self.entries().entry(name.clone()).or_default().shown = shown;
+        if let Some(entry) = self.entries().get_mut(name) {
+            entry.shown = (shown != *name).then_some(shown);
+        }
     }
 
     /// The network's thread begins a turn. Returns what the network is called.

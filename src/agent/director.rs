@@ -97,7 +97,10 @@ impl Director {
     }
 
     /// What the networks are called may change with the records of others.
-    fn name(&self) {
+    fn name(&mut self) {
+        if !self.store.take_renamed() {
+            return;
+        }
         for name in self.running.keys() {
             self.shared.board.named(name, self.store.shown_name(name));
         }
@@ -117,14 +120,17 @@ impl Director {
             self.start(name)?.update(update, received);
         }
         if let Some(running) = self.running.get(name) {
-            self.shared.board.named(name, self.store.shown_name(name));
             self.shared.board.posted(name, running.mailbox.posted());
+            self.shared.board.named(name, self.store.shown_name(name));
         }
         Ok(())
     }
 
     fn start(&mut self, name: &Name) -> Result<Arc<Mailbox>, Error> {
         let thread = |error| Error::System { what: "cannot start a network's thread", error };
+        // The thread shows itself from its first turn on, and by the right name.
+        self.shared.board.posted(name, 0);
+        self.shared.board.named(name, self.store.shown_name(name));
         let (mailbox, thread) = network::start(name.clone(), Arc::clone(&self.shared)).map_err(thread)?;
         self.running.insert(name.clone(), Running { mailbox: Arc::clone(&mailbox), thread });
         Ok(mailbox)

@@ -281,4 +281,29 @@ mod tests {
             /vtepd/v1/endpoints/n/b/e2: ip: conflict: 10.0.0.2 on VNI 256 is held by /vtepd/v1/endpoints/n/a/e1\n";
         assert_eq!(out, expected);
     }
+
+    #[test]
+    fn dockers_records_are_judged_with_the_native_ones() {
+        let demo = include_str!("../../tests/fixtures/docker/demo.jsonl");
+        let below: Vec<&str> = demo.lines().filter(|line| line.contains("/docker/network/v1.0/")).collect();
+        assert_eq!(validated(&below.join("\n")), (true, String::new()));
+        let nid = "d6c35f4f5a6969dd5907c7049e56ae746d1ba947f478129cfbada23e558082eb";
+        let third = "3".repeat(64);
+        let endpoint = format!(
+            r#"{{"key":"/docker/network/v1.0/endpoint/{nid}/{third}","value":{{"ep_iface":{{"addr":"10.0.0.3/24","mac":"02:42:0a:00:00:09"}},"locator":"192.168.205.10"}}}}"#
+        );
+        let secure = format!(r#"{{"key":"/docker/network/v1.0/overlay/network/{third}","value":{{"secure":true}}}}"#);
+        let lines = [&below.join("\n"), NETWORK, &endpoint, &secure].map(|line| format!("{line}\n")).concat();
+        let (good, out) = validated(&lines);
+        assert!(!good);
+        let second = "fc8bd3d7e7cd9e8ad07463566bcb877783eb1adc5b019346f92a72e04837bd3f";
+        let prefix = "/docker/network/v1.0";
+        let expected = format!(
+            "{prefix}/overlay/network/{third}: secure: unsupported: is not supported yet: the record would be blocked\n\
+            /vtepd/v1/networks/n: subnets: conflict: VNI 256 on port 4789 is held by {prefix}/overlay/network/{nid}\n\
+            {prefix}/endpoint/{nid}/{third}: ep_iface.addr: conflict: 10.0.0.3 on VNI 256 is held by \
+            {prefix}/endpoint/{nid}/{second}\n"
+        );
+        assert_eq!(out, expected);
+    }
 }

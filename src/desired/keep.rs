@@ -65,6 +65,7 @@ impl Store {
         }
         let Some(state) = self.networks.get_mut(&network) else { return false };
         let before = std::mem::replace(&mut state.record, new);
+        self.docker.renamed |= before.is_some() != state.record.is_some();
         if let Some(held) = &before {
             self.heads.leave(&held.rank, &segment_claims(&held.value));
             self.losers.remove(&held.rank);

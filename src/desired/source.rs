@@ -82,6 +82,11 @@ impl Store {
             && (self.config.docker_prefix.is_none() || self.listed.contains(&Source::Docker))
     }
 
+    /// Whether a network may be called otherwise than at the last call.
+    pub fn take_renamed(&mut self) -> bool {
+        std::mem::take(&mut self.docker.renamed) && self.config.docker_prefix.is_some()
+    }
+
     /// What a network is called in metrics: Docker's by their name where no other network has it, else with the beginning of
     /// the identifier, else by the identifier.
     pub fn shown_name(&self, network: &Name) -> Name {

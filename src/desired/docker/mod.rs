@@ -66,6 +66,8 @@ pub(super) struct Docker {
     sandboxes: BTreeMap<Sandbox, BTreeSet<(i64, Name, Name)>>,
     /// Networks by what people call them.
     names: BTreeMap<Name, BTreeSet<Name>>,
+    /// A network of either layout came to its name, or left it.
+    pub(super) renamed: bool,
     /// How many endpoints wait to be completed.
     waiting: usize,
     changed_networks: BTreeSet<Name>,
@@ -211,6 +213,7 @@ impl Docker {
         }
         let now = docs.name().cloned();
         if now != name {
+            self.renamed = true;
             if let Some(name) = name
                 && let Some(others) = self.names.get_mut(&name)
             {

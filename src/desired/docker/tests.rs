@@ -307,7 +307,9 @@ fn a_bad_version_leaves_the_good_one_in_force_and_other_keys_mean_nothing() {
 fn names_that_collide_are_told_apart_by_the_identifier() {
     let (mut store, _) = demo();
     let shown = |store: &Store, n: char| store.shown_name(&name(&id(n))).to_string();
+    assert!(store.take_renamed() && !store.take_renamed());
     put(&mut store, vec![network('2', "demo", 5), network('3', "no name", 5)]);
+    assert!(store.take_renamed());
     assert_eq!((shown(&store, '1').as_str(), shown(&store, '2').as_str()), ("demo-1111111111", "demo-2222222222"));
     assert_eq!(shown(&store, '3'), id('3'));
     let native = |n: &str, vni: u32, revision: i64| {
@@ -318,6 +320,8 @@ fn names_that_collide_are_told_apart_by_the_identifier() {
     assert_eq!((shown(&store, '1'), shown(&store, '2').as_str()), (id('1'), "demo-2222222222"));
     delete(&mut store, &format!("{D}/network/{}", id('2')), 7);
     assert_eq!(shown(&store, '1'), "demo");
+    assert!(store.take_renamed());
     put(&mut store, vec![native("demo", 8, 8)]);
+    assert!(store.take_renamed());
     assert_eq!(shown(&store, '1'), id('1'));
 }
