@@ -212,8 +212,9 @@ fn whoever_breaks_something_it_is_back_counted_once_and_the_ping_works() {
         format!("ip -n {overlay} link set br0 mtu 1000"),
         format!("ip -n {overlay} link set vxlan1 nomaster"),
         format!("ip -n {overlay} link set {veth} address 02:00:00:00:00:09"),
-        format!("ip -n {overlay} addr flush dev br0"),
-        "ip -n test1 addr flush dev eth0 scope global".to_owned(),
+        // Not `addr flush`, which looks again and takes away what is back already.
+        format!("ip -n {overlay} addr del 10.0.0.1/24 dev br0"),
+        "ip -n test1 addr del 10.0.0.2/24 dev eth0".to_owned(),
         "ip -n test1 link set eth0 down".to_owned(),
         "ip -n test1 link set eth0 name eth9".to_owned(),
         "ip -n test1 link del eth0".to_owned(),

@@ -249,6 +249,7 @@ async fn an_audit_beside_a_running_watch_finds_nothing_when_all_is_right() {
     let mut heard = Heard::follow(config);
     let store = StoreConfig {
         prefix: "/p".into(),
+        docker_prefix: None,
         node: "a".parse().unwrap(),
         vtep: Some("192.168.0.1".parse().unwrap()),
         underlay_mtu: 1500,

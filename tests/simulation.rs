@@ -76,7 +76,13 @@ fn config(network: &Name) -> Config {
 }
 
 fn new_store(node: &Name) -> Store {
-    Store::new(StoreConfig { prefix: "/p".into(), node: node.clone(), vtep: None, underlay_mtu: 1500 })
+    Store::new(StoreConfig {
+        prefix: "/p".into(),
+        docker_prefix: None,
+        node: node.clone(),
+        vtep: None,
+        underlay_mtu: 1500,
+    })
 }
 
 impl Host {

@@ -24,6 +24,8 @@ struct Entry {
     posted: u64,
     handled: u64,
     busy_since: Option<Instant>,
+    /// What it is called, where that is not what it goes by.
+    shown: Option<Name>,
 }
 
 /// The board.
@@ -49,6 +51,12 @@ pub(super) struct Totals {
     pub(super) observed: BTreeMap<Kind, u64>,
 }
 
+impl Entry {
+    fn shown<'a>(&'a self, name: &'a Name) -> &'a Name {
+        self.shown.as_ref().unwrap_or(name)
+    }
+}
+
 impl Board {
     fn entries(&self) -> MutexGuard<'_, BTreeMap<Name, Entry>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
@@ -66,11 +74,19 @@ impl Board {
         }
     }
 
-    /// The network's thread begins a turn.
-    pub(super) fn begin(&self, name: &Name) {
+    /// What the network is called, if it is here.
+    pub(super) fn named(&self, name: &Name, shown: Name) {
         if let Some(entry) = self.entries().get_mut(name) {
-            entry.busy_since = Some(Instant::now());
+            entry.shown = (shown != *name).then_some(shown);
         }
+    }
+
+    /// The network's thread begins a turn. Returns what the network is called.
+    pub(super) fn begin(&self, name: &Name) -> Name {
+        let mut entries = self.entries();
+        let Some(entry) = entries.get_mut(name) else { return name.clone() };
+        entry.busy_since = Some(Instant::now());
+        entry.shown(name).clone()
     }
 
     /// The network's thread ends a turn in which it had taken what was put in up to `handled`, and has come to rest with it
@@ -93,7 +109,7 @@ impl Board {
     pub(super) fn stuck(&self) -> Option<Name> {
         let entries = self.entries();
         let stuck = |entry: &Entry| entry.busy_since.is_some_and(|since| since.elapsed() > STUCK);
-        entries.iter().find(|(_, entry)| stuck(entry)).map(|(name, _)| name.clone())
+        entries.iter().find(|(_, entry)| stuck(entry)).map(|(name, entry)| entry.shown(name).clone())
     }
 
     /// Sums up.
@@ -108,7 +124,8 @@ impl Board {
                 let applied = entry.summary.applied_revision;
                 totals.behind = Some(totals.behind.map_or(applied, |behind| behind.min(applied)));
             }
-            totals.blocked.extend(entry.summary.blocked.iter().map(|blocked| (name.clone(), blocked.clone())));
+            let shown = entry.shown(name);
+            totals.blocked.extend(entry.summary.blocked.iter().map(|blocked| (shown.clone(), blocked.clone())));
             for (kind, (_, observed)) in &entry.summary.objects {
                 *totals.observed.entry(*kind).or_default() += observed;
             }
@@ -124,6 +141,7 @@ impl Board {
         }
         let (mut drifting, mut damped) = (BTreeMap::new(), BTreeMap::new());
         for (name, entry) in entries.iter() {
+            let name = entry.shown(name);
             let in_sync = entry.summary.in_sync && entry.handled >= entry.posted;
             metrics.in_sync.with_label_values(&[name.as_str()]).set(i64::from(in_sync));
             for (kind, (desired, observed)) in &entry.summary.objects {

@@ -1,6 +1,11 @@
 //! Takes the store's messages, runs them through the store-wide stage, and gives every network its share.
 
-use std::{collections::BTreeMap, path::Path, sync::Arc, thread::JoinHandle};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    sync::Arc,
+    thread::JoinHandle,
+};
 
 use tracing::{info, warn};
 
@@ -12,7 +17,7 @@ use super::{
     paths::Seen,
 };
 use crate::{
-    desired::{Store, Update},
+    desired::{Source, Store, Update},
     engine::Time,
     etcd::Message,
     kernel,
@@ -31,45 +36,48 @@ pub(super) struct Director {
     pages: Arc<AgentPages>,
     running: BTreeMap<Name, Running>,
     swept: bool,
+    /// The layouts whose watch has no server.
+    lost: BTreeSet<Source>,
 }
 
 impl Director {
     pub(super) fn new(shared: Arc<Shared>, store: Store, pages: Arc<AgentPages>) -> Self {
-        Self { shared, store, pages, running: BTreeMap::new(), swept: false }
+        Self { shared, store, pages, running: BTreeMap::new(), swept: false, lost: BTreeSet::new() }
     }
 
-    /// Takes a message of the etcd edge.
-    pub(super) fn take(&mut self, message: Message) -> Result<(), Error> {
+    /// Takes a message of the etcd edge about one layout.
+    pub(super) fn take(&mut self, source: Source, message: Message) -> Result<(), Error> {
         match message {
             Message::Relist(reason) => self.pages.relist(reason.as_str()),
             Message::Snapshot { revision, records, .. } => {
-                info!(revision, records = records.len(), "listed the store");
-                let updates = self.store.snapshot(revision, records);
+                info!(?source, revision, records = records.len(), "listed the store");
+                let updates = self.store.snapshot_of(source, revision, records);
                 self.dispatch(updates, self.shared.now())?;
                 self.sweep()?;
-                self.pages.contact(revision);
+                self.contact(source, revision);
                 self.pages.audited();
             }
             Message::Changes { revision, changes, received } => {
                 let updates = self.store.changes(revision, changes);
                 let received = Time::from_origin(received.saturating_duration_since(self.shared.origin));
                 self.dispatch(updates, received)?;
-                self.pages.contact(revision);
+                self.contact(source, revision);
             }
             Message::Audit { revision, records, touched } => {
-                let audited = self.store.audit(revision, records, &touched);
+                let audited = self.store.audit_of(source, revision, records, &touched);
                 if audited.differences > 0 {
-                    warn!(revision, records = audited.differences, "the audit found what no event had told");
+                    warn!(?source, revision, records = audited.differences, "the audit found what no event had told");
                 }
                 self.dispatch(audited.updates, self.shared.now())?;
                 self.pages.audited();
             }
             Message::Contact(revision) => {
-                self.pages.contact(revision);
+                self.contact(source, revision);
                 return Ok(());
             }
             Message::Disconnected(error) => {
-                warn!(error, "etcd is out of reach; what stands in the kernel is kept right as it is");
+                warn!(?source, error, "etcd is out of reach; what stands in the kernel is kept right as it is");
+                self.lost.insert(source);
                 self.pages.disconnected();
                 return Ok(());
             }
@@ -77,8 +85,25 @@ impl Director {
         for rejected in self.store.take_new_rejections() {
             warn!(%rejected, "rejected a record; its last good version stays in force");
         }
-        self.pages.store(self.store.revision(), &self.store.counts());
+        self.name();
+        self.pages.store(self.store.is_complete(), self.store.revision(), &self.store.counts());
         Ok(())
+    }
+
+    /// The server answered one of the watches; it is there when it answers all of them.
+    fn contact(&mut self, source: Source, revision: i64) {
+        self.lost.remove(&source);
+        self.pages.contact(revision, self.lost.is_empty());
+    }
+
+    /// What the networks are called may change with the records of others.
+    fn name(&mut self) {
+        if !self.store.take_renamed() {
+            return;
+        }
+        for name in self.running.keys() {
+            self.shared.board.named(name, self.store.shown_name(name));
+        }
     }
 
     fn dispatch(&mut self, updates: BTreeMap<Name, Update>, received: Time) -> Result<(), Error> {
@@ -96,20 +121,24 @@ impl Director {
         }
         if let Some(running) = self.running.get(name) {
             self.shared.board.posted(name, running.mailbox.posted());
+            self.shared.board.named(name, self.store.shown_name(name));
         }
         Ok(())
     }
 
     fn start(&mut self, name: &Name) -> Result<Arc<Mailbox>, Error> {
         let thread = |error| Error::System { what: "cannot start a network's thread", error };
+        // The thread shows itself from its first turn on, and by the right name.
+        self.shared.board.posted(name, 0);
+        self.shared.board.named(name, self.store.shown_name(name));
         let (mailbox, thread) = network::start(name.clone(), Arc::clone(&self.shared)).map_err(thread)?;
         self.running.insert(name.clone(), Running { mailbox: Arc::clone(&mailbox), thread });
         Ok(mailbox)
     }
 
-    /// After the first complete snapshot: what earlier agents of this instance left and nothing desires is taken down.
+    /// After the first complete snapshot of all layouts: what earlier agents of this instance left and nothing desires is taken down.
     fn sweep(&mut self) -> Result<(), Error> {
-        if std::mem::replace(&mut self.swept, true) {
+        if !self.store.is_complete() || std::mem::replace(&mut self.swept, true) {
             return Ok(());
         }
         let owned = kernel::owned(Path::new(&self.shared.netns_dir), &self.shared.instance)?;

@@ -25,6 +25,11 @@ impl Journal {
         Self { network, since: Instant::now(), written: 0, suppressed: 0 }
     }
 
+    /// What the network is called from now on.
+    pub(super) fn call(&mut self, network: Name) {
+        self.network = network;
+    }
+
     pub(super) fn write(&mut self, note: &Note) {
         // What is written for debugging, or not at all, takes no line from what people need.
         let minor = matches!(

@@ -26,7 +26,7 @@ pub use self::{
     takedown::cleanup,
 };
 use crate::{
-    desired::{Store, StoreConfig},
+    desired::{Source, Store, StoreConfig},
     etcd::{self, Etcd},
     http, kernel,
     retry::{Retry, stable_hash},
@@ -110,7 +110,7 @@ pub async fn run(settings: Settings, shutdown: impl Future<Output = ()>) -> Resu
 
 /// Registers the node, then follows the store.
 async fn follow(settings: &Settings, shared: Arc<Shared>, pages: Arc<AgentPages>) -> Result<(), Error> {
-    let config = settings.etcd();
+    let config = settings.etcd(&settings.prefix);
     let vtep = registered(settings, &config, &pages).await;
     let underlay_mtu = kernel::mtu_of(vtep)?.unwrap_or_else(|| {
         warn!(%vtep, "no link of this host has the VTEP address; taking the underlay's MTU for {DEFAULT_UNDERLAY_MTU}");
@@ -118,23 +118,30 @@ async fn follow(settings: &Settings, shared: Arc<Shared>, pages: Arc<AgentPages>
     });
     let store = Store::new(StoreConfig {
         prefix: config.prefix.clone(),
+        docker_prefix: settings.docker_prefix.clone(),
         node: settings.node.clone(),
         vtep: settings.vtep,
         underlay_mtu,
     });
     let watch = |error| Error::System { what: "cannot watch the namespace directories", error };
     let mut paths = paths::watch(settings.watched_dirs()).map_err(watch)?;
-    let (sender, mut messages) = mpsc::channel(MESSAGES);
+    let (sender, mut native) = mpsc::channel(MESSAGES);
     let followed = AbortOnDrop(tokio::spawn(etcd::follow(config, sender)));
+    // Without Docker's layout this channel is closed from the start, and never heard.
+    let (sender, mut docker) = mpsc::channel(MESSAGES);
+    let docker_config = settings.docker_prefix.as_deref().map(|prefix| settings.etcd(prefix));
+    let also_followed = docker_config.map(|config| AbortOnDrop(tokio::spawn(etcd::follow(config, sender))));
     let mut director = Director::new(Arc::clone(&shared), store, pages);
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     loop {
         tokio::select! {
-            message = messages.recv() => director.take(message.ok_or(Error::Deaf("etcd"))?)?,
+            message = native.recv() => director.take(Source::Native, message.ok_or(Error::Deaf("etcd"))?)?,
+            // Closed from the start where Docker's layout is not read.
+            Some(message) = docker.recv() => director.take(Source::Docker, message)?,
             seen = paths.recv() => director.tell(&seen.ok_or(Error::Deaf("the namespace directories"))?),
             _ = tick.tick() => director.tick()?,
         }
-        let _ = &followed;
+        let _ = (&followed, &also_followed);
     }
 }
 

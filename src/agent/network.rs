@@ -107,7 +107,7 @@ fn run(name: &Name, shared: &Shared, mailbox: &Mailbox) {
         if work.stop {
             return;
         }
-        shared.board.begin(name);
+        journal.call(shared.board.begin(name));
         told |= !work.updates.is_empty();
         for (update, received) in work.updates {
             engine.want(update, received);

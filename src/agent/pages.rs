@@ -52,9 +52,9 @@ impl AgentPages {
         self.state().turned = Instant::now();
     }
 
-    /// etcd answered, with this revision.
-    pub(super) fn contact(&self, revision: i64) {
-        self.metrics().etcd_connected.set(1);
+    /// etcd answered, with this revision; and whether it answers every watch.
+    pub(super) fn contact(&self, revision: i64, connected: bool) {
+        self.metrics().etcd_connected.set(i64::from(connected));
         self.metrics().etcd_last_contact.set(unix_now());
         self.metrics().etcd_revision.set(revision.max(self.metrics().etcd_revision.get()));
     }
@@ -74,8 +74,8 @@ impl AgentPages {
         self.metrics().last_audit.set(unix_now());
     }
 
-    /// Where the store-wide stage stands.
-    pub(super) fn store(&self, revision: i64, counts: &Counts) {
+    /// Where the store-wide stage stands, and whether it knows all records.
+    pub(super) fn store(&self, complete: bool, revision: i64, counts: &Counts) {
         let metrics = self.metrics();
         metrics.pending.set(as_gauge(counts.pending as u64));
         metrics.conflicts.set(as_gauge(counts.conflicts as u64));
@@ -90,7 +90,7 @@ impl AgentPages {
             state.blocked.insert(("netns", reason.as_str()), as_gauge(*count as u64));
         }
         state.revision = revision;
-        state.snapshot = true;
+        state.snapshot = complete;
     }
 
     fn show(&self) {

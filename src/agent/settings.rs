@@ -53,6 +53,8 @@ pub struct Settings {
     pub etcd: Vec<String>,
     /// The prefix of all keys.
     pub prefix: String,
+    /// The prefix of Docker's layout, where that is read as well.
+    pub docker_prefix: Option<String>,
     /// Where metrics and health are served.
     pub listen: SocketAddr,
     /// Beneath which directories an endpoint's namespace may be.
@@ -74,12 +76,13 @@ impl Settings {
     /// How many kernel resyncs there are to one audit of the store, which costs all its keys.
     const RESYNCS_PER_AUDIT: u32 = 5;
 
-    pub(super) fn etcd(&self) -> etcd::Config {
+    /// How to follow the records below a prefix.
+    pub(super) fn etcd(&self, prefix: &str) -> etcd::Config {
         etcd::Config {
             user: self.user.clone(),
             tls: self.tls.clone(),
             audit: self.resync * Self::RESYNCS_PER_AUDIT,
-            ..etcd::Config::new(self.etcd.clone(), &self.prefix)
+            ..etcd::Config::new(self.etcd.clone(), prefix)
         }
     }
 

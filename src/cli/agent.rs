@@ -11,7 +11,7 @@ use std::{
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::options::{Instance, Log, duration};
+use super::options::{Instance, Log, docker_prefix, duration, prefixes_apart};
 use crate::{
     agent::{self, Settings},
     etcd::Tls,
@@ -33,6 +33,9 @@ pub(super) struct Arguments {
     /// Prefix of all keys
     #[arg(long, env = "VTEPD_PREFIX", default_value = "/vtepd/v1")]
     prefix: String,
+    /// Prefix of Docker's layout of keys, such as /docker/network/v1.0, which is then read as well
+    #[arg(long, env = "VTEPD_DOCKER_PREFIX", value_parser = docker_prefix)]
+    docker_prefix: Option<String>,
     /// Where metrics and health are served
     #[arg(long, env = "VTEPD_LISTEN", default_value = "127.0.0.1:9474")]
     listen: SocketAddr,
@@ -65,6 +68,7 @@ pub(super) struct Arguments {
 
 impl Arguments {
     fn settings(self) -> Result<Settings, String> {
+        prefixes_apart(&self.prefix, self.docker_prefix.as_deref())?;
         let node = match self.node {
             Some(node) => node,
             None => host_name()?,
@@ -84,6 +88,7 @@ impl Arguments {
             vtep: self.vtep,
             etcd: self.etcd,
             prefix: self.prefix,
+            docker_prefix: self.docker_prefix,
             listen: self.listen,
             owner: self.instance.owner(),
             netns_roots: if self.netns_root.is_empty() { default_roots() } else { self.netns_root },

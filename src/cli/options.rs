@@ -63,6 +63,22 @@ fn instance(text: &str) -> Result<String, String> {
     text.parse::<crate::model::Name>().map(|name| name.to_string()).map_err(|error| error.to_string())
 }
 
+/// The prefix of Docker's layout, without a slash at its end.
+pub(super) fn docker_prefix(text: &str) -> Result<String, String> {
+    let prefix = text.trim_end_matches('/');
+    if prefix.is_empty() { Err("must not be empty".to_owned()) } else { Ok(prefix.to_owned()) }
+}
+
+/// Both layouts stand apart: a key belongs to one of them.
+pub(super) fn prefixes_apart(native: &str, docker: Option<&str>) -> Result<(), String> {
+    let Some(docker) = docker else { return Ok(()) };
+    let (native, docker) = (format!("{}/", native.trim_end_matches('/')), format!("{docker}/"));
+    if native.starts_with(&docker) || docker.starts_with(&native) {
+        return Err("--prefix and --docker-prefix must not lie within each other".to_owned());
+    }
+    Ok(())
+}
+
 /// A time span: a number with `ms`, `s`, `m` or `h`.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
@@ -82,6 +98,17 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_prefixes_of_both_layouts_lie_apart() {
+        assert_eq!(prefixes_apart("/vtepd/v1", None), Ok(()));
+        assert_eq!(prefixes_apart("/docker/network/v1.01", Some("/docker/network/v1.0")), Ok(()));
+        for native in ["/docker", "/docker/network/v1.0/", "/docker/network/v1.0/x", "/", ""] {
+            assert!(prefixes_apart(native, Some("/docker/network/v1.0")).is_err(), "{native}");
+        }
+        assert_eq!(docker_prefix("/docker/network/v1.0/"), Ok("/docker/network/v1.0".to_owned()));
+        assert!(docker_prefix("/").is_err());
+    }
 
     #[test]
     fn time_spans_have_a_unit_and_bounds() {

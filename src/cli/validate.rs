@@ -12,14 +12,15 @@ use std::{
 use clap::Args;
 use serde::Deserialize;
 
+use super::options::{docker_prefix, prefixes_apart};
 use crate::{
     desired::{Store, StoreConfig},
     model::{Name, Netns},
-    schema::{self, Change, Key, Kv, MAX_VALUE, Reason, Rejected},
+    schema::{self, Change, Key, Kv, Reason, Rejected, docker},
 };
 
-/// The longest line that is read: the longest value, every byte of it escaped, and its key.
-const MAX_LINE: usize = 8 * MAX_VALUE;
+/// The longest line that is read: the longest value with its quotes escaped, and its key.
+const MAX_LINE: usize = 2 * docker::MAX_VALUE;
 
 /// The options of `vtepd validate`.
 #[derive(Args, Debug)]
@@ -27,6 +28,9 @@ pub struct Arguments {
     /// Prefix of all keys
     #[arg(long, env = "VTEPD_PREFIX", default_value = "/vtepd/v1")]
     prefix: String,
+    /// Prefix of Docker's layout of keys, whose records are judged as well
+    #[arg(long, env = "VTEPD_DOCKER_PREFIX", value_parser = docker_prefix)]
+    docker_prefix: Option<String>,
     /// Files with one JSON object {"key":…,"value":…} a line; - is standard input
     #[arg(required = true)]
     files: Vec<PathBuf>,
@@ -47,7 +51,11 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
         // A file without a newline at its end must not run into the next one.
         input = Box::new(input.chain(next).chain(&b"\n"[..]));
     }
-    match validate(&arguments.prefix, io::BufReader::new(input), &mut io::stdout().lock()) {
+    let docker = arguments.docker_prefix.as_deref();
+    if let Err(error) = prefixes_apart(&arguments.prefix, docker) {
+        return super::exit_code(Err(error));
+    }
+    match validate(&arguments.prefix, docker, io::BufReader::new(input), &mut io::stdout().lock()) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => super::exit_code(Err(error.to_string())),
@@ -66,7 +74,12 @@ struct Line {
 ///
 /// # Errors
 /// Reading or writing fails.
-pub fn validate(prefix: &str, mut input: impl BufRead, out: &mut impl Write) -> Result<bool, io::Error> {
+pub fn validate(
+    prefix: &str,
+    docker: Option<&str>,
+    mut input: impl BufRead,
+    out: &mut impl Write,
+) -> Result<bool, io::Error> {
     let Ok(node) = "validate".parse() else { return Ok(false) };
     let mut good = true;
     let mut created = BTreeMap::new();
@@ -94,7 +107,11 @@ pub fn validate(prefix: &str, mut input: impl BufRead, out: &mut impl Write) -> 
                 continue;
             }
         };
-        if let Err(rejected) = judge(prefix, &whole, &value, &mut nodes) {
+        let judged = match docker.filter(|prefix| lies_below(prefix, &whole)) {
+            Some(prefix) => judge_docker(prefix, &whole, &value),
+            None => judge(prefix, &whole, &value, &mut nodes),
+        };
+        if let Err(rejected) = judged {
             good = false;
             writeln!(out, "{rejected}")?;
             continue;
@@ -102,7 +119,13 @@ pub fn validate(prefix: &str, mut input: impl BufRead, out: &mut impl Write) -> 
         let create_revision = *created.entry(whole.clone()).or_insert(number);
         records.push(Change::Put(Kv { key: whole, value, create_revision, mod_revision: number }));
     }
-    let mut store = Store::new(StoreConfig { prefix: prefix.to_owned(), node, vtep: None, underlay_mtu: 1500 });
+    let mut store = Store::new(StoreConfig {
+        prefix: prefix.to_owned(),
+        docker_prefix: docker.map(str::to_owned),
+        node,
+        vtep: None,
+        underlay_mtu: 1500,
+    });
     store.changes(0, nodes.stand_ins(prefix));
     for change in records {
         store.changes(change.revision(), vec![change]);
@@ -113,24 +136,35 @@ pub fn validate(prefix: &str, mut input: impl BufRead, out: &mut impl Write) -> 
     }
     for conflict in store.conflicts() {
         good = false;
-        let key = conflict.key.under(prefix);
-        writeln!(
-            out,
-            "{key}: {}: conflict: {} is held by {}",
-            conflict.field,
-            conflict.claim,
-            conflict.holder.under(prefix)
-        )?;
+        let (key, holder) = (store.whole_key(&conflict.key), store.whole_key(&conflict.holder));
+        writeln!(out, "{key}: {}: conflict: {} is held by {holder}", conflict.field, conflict.claim)?;
     }
     Ok(good)
 }
 
+fn unsupported(whole: &[u8], field: &str) -> Result<(), Rejected> {
+    let message = "is not supported yet: the record would be blocked";
+    Err(Rejected::new(whole, field, Reason::Unsupported, message))
+}
+
+fn lies_below(prefix: &str, whole: &[u8]) -> bool {
+    whole.strip_prefix(prefix.as_bytes()).is_some_and(|rest| rest.starts_with(b"/"))
+}
+
+/// The same of a record in Docker's layout, where most keys mean nothing.
+fn judge_docker(prefix: &str, whole: &[u8], value: &[u8]) -> Result<(), Rejected> {
+    match docker::Key::parse(prefix, whole)? {
+        Some(docker::Key::Network(_)) => drop(docker::network(whole, value)?),
+        Some(docker::Key::Overlay(_)) if docker::overlay(whole, value)?.secure => return unsupported(whole, "secure"),
+        Some(docker::Key::Overlay(_)) | None => {}
+        Some(docker::Key::Endpoint { .. }) => drop(docker::endpoint(whole, value)?),
+    }
+    Ok(())
+}
+
 /// What is wrong with a record by itself, or cannot be honoured by this version.
 fn judge(prefix: &str, whole: &[u8], value: &[u8], nodes: &mut Nodes) -> Result<(), Rejected> {
-    let unsupported = |field: &str| {
-        let message = "is not supported yet: the record would be blocked";
-        Err(Rejected::new(whole, field, Reason::Unsupported, message))
-    };
+    let unsupported = |field: &str| unsupported(whole, field);
     match Key::parse(prefix, whole)? {
         Key::Node(node) => {
             schema::node(whole, value)?;
@@ -186,7 +220,7 @@ mod tests {
 
     fn validated(lines: &str) -> (bool, String) {
         let mut out = Vec::new();
-        let good = validate("/vtepd/v1", lines.as_bytes(), &mut out).unwrap();
+        let good = validate("/vtepd/v1", Some("/docker/network/v1.0"), lines.as_bytes(), &mut out).unwrap();
         (good, String::from_utf8(out).unwrap())
     }
 
@@ -245,6 +279,31 @@ mod tests {
         let expected = "/vtepd/v1/endpoints/n/b/e3: ip[0]: misfit: 10.0.1.2 is in no subnet of the network\n\
             /vtepd/v1/networks/m: subnets: conflict: VNI 256 on port 4789 is held by /vtepd/v1/networks/n\n\
             /vtepd/v1/endpoints/n/b/e2: ip: conflict: 10.0.0.2 on VNI 256 is held by /vtepd/v1/endpoints/n/a/e1\n";
+        assert_eq!(out, expected);
+    }
+
+    #[test]
+    fn dockers_records_are_judged_with_the_native_ones() {
+        let demo = include_str!("../../tests/fixtures/docker/demo.jsonl");
+        let below: Vec<&str> = demo.lines().filter(|line| line.contains("/docker/network/v1.0/")).collect();
+        assert_eq!(validated(&below.join("\n")), (true, String::new()));
+        let nid = "d6c35f4f5a6969dd5907c7049e56ae746d1ba947f478129cfbada23e558082eb";
+        let third = "3".repeat(64);
+        let endpoint = format!(
+            r#"{{"key":"/docker/network/v1.0/endpoint/{nid}/{third}","value":{{"ep_iface":{{"addr":"10.0.0.3/24","mac":"02:42:0a:00:00:09"}},"locator":"192.168.205.10"}}}}"#
+        );
+        let secure = format!(r#"{{"key":"/docker/network/v1.0/overlay/network/{third}","value":{{"secure":true}}}}"#);
+        let lines = [&below.join("\n"), NETWORK, &endpoint, &secure].map(|line| format!("{line}\n")).concat();
+        let (good, out) = validated(&lines);
+        assert!(!good);
+        let second = "fc8bd3d7e7cd9e8ad07463566bcb877783eb1adc5b019346f92a72e04837bd3f";
+        let prefix = "/docker/network/v1.0";
+        let expected = format!(
+            "{prefix}/overlay/network/{third}: secure: unsupported: is not supported yet: the record would be blocked\n\
+            /vtepd/v1/networks/n: subnets: conflict: VNI 256 on port 4789 is held by {prefix}/overlay/network/{nid}\n\
+            {prefix}/endpoint/{nid}/{third}: ep_iface.addr: conflict: 10.0.0.3 on VNI 256 is held by \
+            {prefix}/endpoint/{nid}/{second}\n"
+        );
         assert_eq!(out, expected);
     }
 }

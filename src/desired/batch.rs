@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     model::{EndpointId, Name},
-    schema::{Key, Rejected},
+    schema::{Key, Rejected, docker},
 };
 
 /// What is still to be settled.
@@ -46,7 +46,7 @@ impl Store {
         let Some(state) = self.networks.get(network) else { return };
         // A network that does not exist here is told whole when it comes to exist.
         let kept = self.batch.before.get(network).is_some_and(|before| before.contains_key(id));
-        let before = if state.told.is_some() && !kept { Some(self.endpoint_spec(state, id)) } else { None };
+        let before = if state.told.is_some() && !kept { Some(self.endpoint_spec(network, state, id)) } else { None };
         let entry = self.batch.before.entry(network.clone()).or_default();
         if let Some(before) = before {
             entry.insert(id.clone(), before);
@@ -82,10 +82,13 @@ impl Store {
 
     /// Brings everything to rest, and says what changed per network.
     pub(super) fn settle(&mut self) -> BTreeMap<Name, Update> {
+        self.make_of_docker();
         self.decide_heads();
+        self.follow_own_vtep();
         self.fit_endpoints();
         self.decide_endpoints();
-        let updates = self.tell();
+        let held = self.config.docker_prefix.is_some() && !self.is_complete();
+        let updates = if held { BTreeMap::new() } else { self.tell() };
         for node in mem::take(&mut self.batch.left) {
             if self.nodes.get(&node).is_some_and(|state| state.record.is_none() && state.endpoints.is_empty()) {
                 self.nodes.remove(&node);
@@ -136,6 +139,27 @@ impl Store {
         }
     }
 
+    /// Endpoints of Docker's live where their locator says. Those at this node's old and new address change sides.
+    fn follow_own_vtep(&mut self) {
+        let now = self.vtep_of(&self.config.node);
+        if now == self.own_vtep {
+            return;
+        }
+        let nodes = [self.own_vtep, now].into_iter().flatten().filter_map(docker::node_of);
+        for node in nodes.collect::<Vec<_>>() {
+            let keys = self.nodes.get(&node).map(|state| state.endpoints.clone()).unwrap_or_default();
+            for key in keys {
+                let Key::Endpoint { network, id } = &*key else { continue };
+                if self.is_docker(network) {
+                    self.set_standing(network, id, Standing::Pending);
+                    self.batch.ends.insert((network.clone(), id.clone()));
+                    self.batch.specs.insert(network.clone());
+                }
+            }
+        }
+        self.own_vtep = now;
+    }
+
     fn fit_endpoints(&mut self) {
         let mut ends = mem::take(&mut self.batch.ends);
         for network in mem::take(&mut self.batch.networks) {
@@ -163,7 +187,10 @@ impl Store {
     fn reject_misfit(&mut self, network: &Name, id: &EndpointId, mut rejected: Rejected) {
         let endpoint = self.networks.get(network).and_then(|state| state.endpoints.get(id));
         let Some(key) = endpoint.map(|endpoint| Arc::clone(&endpoint.held.rank.key)) else { return };
-        rejected.key = key.under(&self.config.prefix);
+        rejected.key = self.whole_key(&key);
+        if self.is_docker(network) {
+            rejected.field = docker_field(&rejected.field).to_owned();
+        }
         if self.misfits.insert(key, rejected.clone()).as_ref() != Some(&rejected) {
             self.batch.rejected.push(rejected);
         }
@@ -174,12 +201,13 @@ impl Store {
         let state = self.networks.get(network)?;
         let endpoint = state.endpoints.get(id)?;
         let record = state.record.as_ref().filter(|_| state.in_force);
-        let Some(record) = record.filter(|_| self.vtep_of(&id.node).is_some()) else {
+        let Some(record) = record.filter(|_| self.vtep_behind(network, &id.node).is_some()) else {
             return Some((Standing::Pending, None));
         };
         Some(match fit(&record.value, &endpoint.held.value.ip, endpoint.held.value.mac) {
-            Ok(vni) if endpoint.standing.vni() == Some(vni) => (endpoint.standing, None),
-            Ok(vni) => (Standing::Lost(vni), None),
+            Ok(None) => (Standing::Pending, None),
+            Ok(vni) if endpoint.standing.vni() == vni => (endpoint.standing, None),
+            Ok(Some(vni)) => (Standing::Lost(vni), None),
             Err(unfit) => (Standing::Misfit, Some(unfit)),
         })
     }
@@ -207,6 +235,7 @@ impl Store {
         let before = self.networks.get(network).and_then(|state| state.endpoints.get(id));
         let Some(before) = before.map(|endpoint| endpoint.standing).filter(|before| *before != now) else { return };
         self.touch(network, id);
+        let here = self.is_here(network, &id.node);
         let Some(state) = self.networks.get_mut(network) else { return };
         let Some(endpoint) = state.endpoints.get_mut(id) else { return };
         endpoint.standing = now;
@@ -224,7 +253,7 @@ impl Store {
             self.misfits.remove(&rank.key);
         }
         self.pending = self.pending + usize::from(now == Standing::Pending) - usize::from(before == Standing::Pending);
-        if id.node == self.config.node {
+        if here {
             state.local = state.local + usize::from(now.is_in_force()) - usize::from(before.is_in_force());
         }
     }
@@ -245,14 +274,14 @@ impl Store {
                 (Some(_), None) => update.spec = Some(None),
                 (None, Some(_)) => {
                     update.spec = Some(spec.clone());
-                    let all = state.endpoints.keys().map(|id| (id.clone(), self.endpoint_spec(state, id)));
+                    let all = state.endpoints.keys().map(|id| (id.clone(), self.endpoint_spec(&network, state, id)));
                     update.endpoints = all.filter(|(_, spec)| spec.is_some()).collect();
                 }
                 (Some(told), Some(now)) => {
                     if told != now {
                         update.spec = Some(spec.clone());
                     }
-                    let all = before.into_iter().map(|(id, was)| (self.endpoint_spec(state, &id), id, was));
+                    let all = before.into_iter().map(|(id, was)| (self.endpoint_spec(&network, state, &id), id, was));
                     update.endpoints = all.filter(|(now, _, was)| now != was).map(|(now, id, _)| (id, now)).collect();
                 }
             }
@@ -269,5 +298,14 @@ impl Store {
         }
         self.batch.specs.clear();
         updates
+    }
+}
+
+/// The field of Docker's that holds what a native endpoint has in this one.
+fn docker_field(native: &str) -> &'static str {
+    match native {
+        "mac" => "ep_iface.mac",
+        "ip[1]" => "ep_iface.addrv6",
+        _ => "ep_iface.addr",
     }
 }

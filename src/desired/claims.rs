@@ -29,8 +29,9 @@ pub(super) enum Claim {
     Ip(Name, Vni, IpAddr),
     /// A MAC address on a network's segment, by an endpoint.
     Mac(Name, Vni, Mac),
-    /// An interface of a node's network namespace, by an endpoint.
-    Interface(Name, Arc<Inner>),
+    /// An interface of a node's network namespace, by an endpoint. The namespace of one of Docker's sandboxes stands without
+    /// its node: its name is random, and native endpoints know their node by another name than Docker's do.
+    Interface(Option<Name>, Arc<Inner>),
 }
 
 /// An interface in a network namespace.
@@ -160,6 +161,18 @@ impl Claim {
             Self::Interface(..) => "ifname",
         }
     }
+
+    /// The same of a record of Docker's.
+    pub(super) const fn docker_field(&self) -> &'static str {
+        match self {
+            Self::Segment(..) => "subnets",
+            Self::Vtep(_) => "locator",
+            Self::Ip(_, _, IpAddr::V4(_)) => "ep_iface.addr",
+            Self::Ip(..) => "ep_iface.addrv6",
+            Self::Mac(..) => "ep_iface.mac",
+            Self::Interface(..) => "sandbox",
+        }
+    }
 }
 
 impl fmt::Display for Claim {
@@ -170,8 +183,14 @@ impl fmt::Display for Claim {
             Self::Ip(_, vni, ip) => write!(f, "{ip} on VNI {vni}"),
             Self::Mac(_, vni, mac) => write!(f, "{mac} on VNI {vni}"),
             Self::Interface(node, inner) => match &inner.netns {
-                Netns::Path(path) => write!(f, "{} in {} on {node}", inner.ifname, path.display()),
-                Netns::Host => write!(f, "{} of the host {node}", inner.ifname),
+                Netns::Path(path) => {
+                    write!(f, "{} in {}", inner.ifname, path.display())?;
+                    node.iter().try_for_each(|node| write!(f, " on {node}"))
+                }
+                Netns::Host => {
+                    write!(f, "{} of the host", inner.ifname)?;
+                    node.iter().try_for_each(|node| write!(f, " {node}"))
+                }
             },
         }
     }

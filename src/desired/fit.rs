@@ -12,13 +12,30 @@ use crate::{
 /// Why an endpoint does not fit its network: the field, the reason, and words.
 pub(super) type Unfit = (String, Reason, String);
 
-/// The one VNI that carries all these addresses.
-pub(super) fn fit(network: &Network, ips: &[IpAddr], mac: Mac) -> Result<Vni, Unfit> {
+/// The one VNI that carries all these addresses; `None` while it is not allocated.
+pub(super) fn fit(network: &Network, ips: &[IpAddr], mac: Mac) -> Result<Option<Vni>, Unfit> {
     let mut taken: Vec<&Subnet> = Vec::with_capacity(ips.len());
+    let mut unbound: Vec<&IpNet> = Vec::new();
     for (i, ip) in ips.iter().enumerate() {
         let unfit = |reason, message: String| (format!("ip[{i}]"), reason, message);
-        let subnet = subnet_of(network, *ip)
-            .ok_or_else(|| unfit(Reason::Misfit, format!("{ip} is in no subnet of the network")))?;
+        let second = |range: &IpNet| unfit(Reason::Misfit, format!("{ip} is the second address in {range}"));
+        let subnet = subnet_of(network, *ip);
+        if subnet.is_none() {
+            if network.unallocated.iter().any(|range| range.contains(ip)) {
+                return Ok(None);
+            }
+            if let Some(range) = unbound_of(network, *ip) {
+                if is_edge(range, *ip) {
+                    return Err(unfit(Reason::Misfit, format!("{ip} is the network address of {range}")));
+                }
+                if unbound.contains(&range) {
+                    return Err(second(range));
+                }
+                unbound.push(range);
+                continue;
+            }
+        }
+        let subnet = subnet.ok_or_else(|| unfit(Reason::Misfit, format!("{ip} is in no subnet of the network")))?;
         if is_edge(&subnet.cidr, *ip) {
             return Err(unfit(Reason::Misfit, format!("{ip} is the network or broadcast address of {}", subnet.cidr)));
         }
@@ -26,7 +43,7 @@ pub(super) fn fit(network: &Network, ips: &[IpAddr], mac: Mac) -> Result<Vni, Un
             return Err(unfit(Reason::Reserved, format!("{ip} is the gateway's")));
         }
         if taken.iter().any(|other| other.cidr == subnet.cidr) {
-            return Err(unfit(Reason::Misfit, format!("{ip} is the second address in {}", subnet.cidr)));
+            return Err(second(&subnet.cidr));
         }
         if taken.iter().any(|other| other.vni != subnet.vni) {
             return Err(unfit(Reason::Misfit, format!("{ip} is on another VNI than the first address")));
@@ -38,7 +55,7 @@ pub(super) fn fit(network: &Network, ips: &[IpAddr], mac: Mac) -> Result<Vni, Un
     if gateway_mac(network, vni) == Some(mac) {
         return Err(("mac".to_owned(), Reason::Reserved, format!("{mac} is the gateway's")));
     }
-    Ok(vni)
+    Ok(Some(vni))
 }
 
 /// The bridge's MAC address on a segment, the same on every node: from the first IPv4 gateway, else from the first one.
@@ -49,8 +66,12 @@ pub(super) fn gateway_mac(network: &Network, vni: Vni) -> Option<Mac> {
 
 /// The address with its subnet's prefix length.
 pub(super) fn with_prefix_len(network: &Network, ip: IpAddr) -> Option<IpNet> {
-    let subnet = subnet_of(network, ip)?;
-    IpNet::new(ip, subnet.cidr.prefix_len()).ok()
+    let range = subnet_of(network, ip).map(|subnet| &subnet.cidr).or_else(|| unbound_of(network, ip))?;
+    IpNet::new(ip, range.prefix_len()).ok()
+}
+
+fn unbound_of(network: &Network, ip: IpAddr) -> Option<&IpNet> {
+    network.unbound.iter().find(|range| range.contains(&ip))
 }
 
 fn subnet_of(network: &Network, ip: IpAddr) -> Option<&Subnet> {

@@ -42,7 +42,8 @@ impl Store {
             return Some(BlockedReason::Unsupported);
         }
         let local = self.vtep_of(&self.config.node)?;
-        let any_v6 = network.subnets.iter().any(|subnet| subnet.cidr.addr().is_ipv6());
+        let mut ranges = network.subnets.iter().map(|subnet| &subnet.cidr).chain(&network.unbound);
+        let any_v6 = ranges.any(|range| range.addr().is_ipv6());
         let least = if any_v6 { MIN_MTU_V6 } else { MIN_MTU };
         (self.mtu_of(network, local) < least).then_some(BlockedReason::Mtu)
     }
@@ -76,13 +77,13 @@ impl Store {
     }
 
     /// What the endpoint is on this node; `None` where it means nothing here.
-    pub(super) fn endpoint_spec(&self, state: &NetworkState, id: &EndpointId) -> Option<EndpointSpec> {
+    pub(super) fn endpoint_spec(&self, name: &Name, state: &NetworkState, id: &EndpointId) -> Option<EndpointSpec> {
         let endpoint = state.endpoints.get(id)?;
         let Standing::InForce(vni) = endpoint.standing else { return None };
         let value = &endpoint.held.value;
         let mac = value.mac;
-        if id.node != self.config.node {
-            let (ips, vtep) = (value.ip.to_vec(), self.vtep_of(&id.node)?);
+        if !self.is_here(name, &id.node) {
+            let (ips, vtep) = (value.ip.to_vec(), self.vtep_behind(name, &id.node)?);
             return Some(EndpointSpec::Remote(RemoteEndpoint { vni, mac, ips, vtep }));
         }
         let inner = value.inner.as_ref()?;

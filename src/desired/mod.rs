@@ -4,10 +4,13 @@
 
 mod batch;
 mod claims;
+mod docker;
 mod fit;
+mod keep;
 mod meaning;
 mod records;
 mod report;
+mod source;
 mod spec;
 mod store;
 
@@ -19,5 +22,6 @@ mod property;
 mod tests;
 
 pub use report::{Blocked, BlockedReason, Conflict, Counts};
+pub use source::Source;
 pub use spec::{EndpointSpec, LocalEndpoint, NetworkSpec, RemoteEndpoint, Segment, Update};
 pub use store::{Audited, Store, StoreConfig};

@@ -9,8 +9,8 @@ use ipnet::IpNet;
 
 use super::{EndpointSpec, LocalEndpoint, RemoteEndpoint, StoreConfig, Update, fit::fit};
 use crate::{
-    model::{Endpoint, EndpointId, Name, Netns, Network},
-    schema::{self, Key, Kv},
+    model::{Endpoint, EndpointId, Mac, Name, Netns, Network},
+    schema::{self, Key, Kv, docker},
 };
 
 /// What stands on this node: for each network its VNIs, ports and MTUs, and its endpoints.
@@ -49,11 +49,83 @@ impl Mirror {
     }
 }
 
-fn ordered<T>(kvs: &[Kv], decode: impl Fn(&Key, &Kv) -> Option<T>) -> Vec<(Key, T)> {
-    let keyed = kvs.iter().filter_map(|kv| Some((kv.create_revision, Key::parse("/p", &kv.key).ok()?, kv)));
-    let mut keyed: Vec<_> = keyed.collect();
-    keyed.sort_by(|a, b| (a.0, &a.1).cmp(&(b.0, &b.1)));
-    keyed.into_iter().filter_map(|(_, key, kv)| decode(&key, kv).map(|value| (key, value))).collect()
+/// In the order of rank: create revision, then key.
+fn ordered<T>(records: impl IntoIterator<Item = (i64, Key, T)>) -> Vec<(Key, T)> {
+    let mut records: Vec<_> = records.into_iter().collect();
+    records.sort_by(|a, b| (a.0, &a.1).cmp(&(b.0, &b.1)));
+    records.into_iter().map(|(_, key, value)| (key, value)).collect()
+}
+
+/// The native records of one kind.
+fn native<T>(kvs: &[Kv], decode: impl Fn(&Key, &Kv) -> Option<T>) -> Vec<(i64, Key, T)> {
+    let keyed = kvs.iter().filter_map(|kv| Some((kv, Key::parse("/p", &kv.key).ok()?)));
+    keyed.filter_map(|(kv, key)| decode(&key, kv).map(|value| (kv.create_revision, key, value))).collect()
+}
+
+/// Docker's records, put together.
+#[derive(Default)]
+struct DockerDocs {
+    networks: BTreeMap<Name, Option<docker::Network>>,
+    overlays: BTreeMap<Name, (i64, docker::Overlay)>,
+    endpoints: Vec<(i64, Name, Name, docker::Endpoint)>,
+}
+
+impl DockerDocs {
+    fn new(kvs: &[Kv]) -> Self {
+        let mut docs = Self::default();
+        for kv in kvs {
+            match docker::Key::parse("/d", &kv.key).unwrap() {
+                Some(docker::Key::Network(id)) => {
+                    drop(docs.networks.insert(id, docker::network(&kv.key, &kv.value).unwrap()))
+                }
+                Some(docker::Key::Overlay(id)) => {
+                    let overlay = docker::overlay(&kv.key, &kv.value).unwrap();
+                    docs.overlays.insert(id, (kv.create_revision, overlay));
+                }
+                Some(docker::Key::Endpoint { network, endpoint }) => {
+                    let value = docker::endpoint(&kv.key, &kv.value).unwrap();
+                    docs.endpoints.push((kv.create_revision, network, endpoint, value));
+                }
+                None => {}
+            }
+        }
+        docs.endpoints.sort_by(|a, b| (a.0, &a.1, &a.2).cmp(&(b.0, &b.1, &b.2)));
+        docs
+    }
+
+    fn networks(&self) -> impl Iterator<Item = (i64, Key, Network)> {
+        self.overlays.iter().filter_map(|(id, (created, overlay))| {
+            let network = self.networks.get(id)?.as_ref()?;
+            let value = Network {
+                subnets: overlay.subnets.clone(),
+                mtu: Some(overlay.mtu),
+                port: 4789,
+                internal: network.internal,
+                secure: overlay.secure,
+                flood: false,
+                spoof_guard: true,
+                labels: BTreeMap::new(),
+                unbound: network.pools_v6.clone(),
+                unallocated: overlay.unallocated.clone(),
+            };
+            (!overlay.subnets.is_empty()).then(|| (*created, Key::Network(id.clone()), value))
+        })
+    }
+
+    fn endpoints(&self) -> impl Iterator<Item = (i64, Key, Endpoint)> {
+        self.endpoints.iter().enumerate().filter_map(|(i, (created, network, endpoint, value))| {
+            let before = self.endpoints[..i].iter().filter(|(.., other)| other.netns == value.netns).count();
+            let first = *value.ip.first()?;
+            let record = Endpoint {
+                ip: value.ip.clone(),
+                mac: value.mac.or(Some(Mac::from_ip(first))),
+                netns: value.netns.clone().map(Netns::Path),
+                ifname: format!("eth{before}"),
+            };
+            let id = EndpointId { node: docker::node_of(value.locator?)?, endpoint: endpoint.clone() };
+            Some((*created, Key::Endpoint { network: network.clone(), id }, record))
+        })
+    }
 }
 
 /// Takes all or nothing.
@@ -69,7 +141,8 @@ fn claim(held: &mut BTreeSet<String>, claims: &[String]) -> bool {
 pub(super) fn world(config: &StoreConfig, kvs: &[Kv]) -> World {
     let mut held = BTreeSet::new();
     let mut vteps: BTreeMap<Name, IpAddr> = BTreeMap::new();
-    for (key, node) in ordered(kvs, |_, kv| schema::node(&kv.key, &kv.value).ok()) {
+    let docs = DockerDocs::new(kvs);
+    for (key, node) in ordered(native(kvs, |_, kv| schema::node(&kv.key, &kv.value).ok())) {
         let Key::Node(name) = key else { continue };
         if claim(&mut held, &[node.vtep.to_string()]) {
             vteps.insert(name, node.vtep);
@@ -79,7 +152,8 @@ pub(super) fn world(config: &StoreConfig, kvs: &[Kv]) -> World {
         vteps.insert(config.node.clone(), vtep);
     }
     let mut networks: BTreeMap<Name, Network> = BTreeMap::new();
-    for (key, network) in ordered(kvs, |_, kv| schema::network(&kv.key, &kv.value).ok()) {
+    let records = native(kvs, |_, kv| schema::network(&kv.key, &kv.value).ok());
+    for (key, network) in ordered(records.into_iter().chain(docs.networks())) {
         let Key::Network(name) = key else { continue };
         let claims: BTreeSet<String> =
             network.subnets.iter().map(|s| format!("segment {} {}", network.port, s.vni)).collect();
@@ -88,14 +162,26 @@ pub(super) fn world(config: &StoreConfig, kvs: &[Kv]) -> World {
         }
     }
     let mut endpoints: BTreeMap<Name, BTreeMap<EndpointId, Endpoint>> = BTreeMap::new();
-    for (key, endpoint) in ordered(kvs, |_, kv| schema::endpoint(&kv.key, &kv.value).ok()) {
+    let records = native(kvs, |_, kv| schema::endpoint(&kv.key, &kv.value).ok());
+    let vtep_of = |network: &Name, id: &EndpointId| {
+        if docker::is_id(network) { docker::locator_of(&id.node) } else { vteps.get(&id.node).copied() }
+    };
+    let is_here = |network: &Name, id: &EndpointId| {
+        let own = vteps.get(&config.node).copied();
+        if docker::is_id(network) { own.is_some() && vtep_of(network, id) == own } else { id.node == config.node }
+    };
+    for (key, endpoint) in ordered(records.into_iter().chain(docs.endpoints())) {
         let Key::Endpoint { network, id } = key else { continue };
-        let Some(of) = networks.get(&network).filter(|_| vteps.contains_key(&id.node)) else { continue };
+        let Some(of) = networks.get(&network).filter(|_| vtep_of(&network, &id).is_some()) else { continue };
         let mac = endpoint.effective_mac().unwrap();
-        let Ok(vni) = fit(of, &endpoint.ip, mac) else { continue };
+        let Ok(Some(vni)) = fit(of, &endpoint.ip, mac) else { continue };
         let mut claims: Vec<String> = endpoint.ip.iter().map(|ip| format!("{network} {vni} {ip}")).collect();
         claims.push(format!("{network} {vni} {mac}"));
-        claims.extend(endpoint.netns.iter().map(|netns| format!("{} {netns:?} {}", id.node, endpoint.ifname)));
+        claims.extend(endpoint.netns.iter().map(|netns| {
+            let netns = format!("{netns:?}").replace("/var/run", "/run");
+            let node = if netns.contains("/docker/") { "" } else { id.node.as_str() };
+            format!("{node} {netns} {}", endpoint.ifname)
+        }));
         if claim(&mut held, &claims) {
             endpoints.entry(network).or_default().insert(id, endpoint);
         }
@@ -103,7 +189,7 @@ pub(super) fn world(config: &StoreConfig, kvs: &[Kv]) -> World {
     let mut world = World::new();
     for (name, endpoints) in endpoints {
         let network = &networks[&name];
-        let here = endpoints.keys().any(|id| id.node == config.node);
+        let here = endpoints.keys().any(|id| is_here(&name, id));
         if !here || network.secure || network.flood {
             continue;
         }
@@ -114,12 +200,14 @@ pub(super) fn world(config: &StoreConfig, kvs: &[Kv]) -> World {
         let mut specs = BTreeMap::new();
         for (id, endpoint) in endpoints {
             let mac = endpoint.effective_mac().unwrap();
-            let vni = fit(network, &endpoint.ip, mac).unwrap();
-            if id.node != config.node {
-                let remote = RemoteEndpoint { vni, mac, ips: endpoint.ip, vtep: vteps[&id.node] };
+            let vni = fit(network, &endpoint.ip, mac).unwrap().unwrap();
+            if !is_here(&name, &id) {
+                let vtep = vtep_of(&name, &id).unwrap();
+                let remote = RemoteEndpoint { vni, mac, ips: endpoint.ip, vtep };
                 specs.insert(id, EndpointSpec::Remote(remote));
             } else if let Some(Netns::Path(netns)) = endpoint.netns {
-                let len = |ip: &IpAddr| network.subnets.iter().find(|s| s.cidr.contains(ip)).unwrap().cidr.prefix_len();
+                let ranges = || network.subnets.iter().map(|s| &s.cidr).chain(&network.unbound);
+                let len = |ip: &IpAddr| ranges().find(|range| range.contains(ip)).unwrap().prefix_len();
                 let addresses = endpoint.ip.iter().map(|ip| IpNet::new(*ip, len(ip)).unwrap()).collect();
                 let local = LocalEndpoint { vni, mac, addresses, netns, ifname: endpoint.ifname };
                 specs.insert(id, EndpointSpec::Local(local));

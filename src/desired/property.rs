@@ -5,14 +5,23 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::{prelude::*, sample::Index};
 
 use super::{
-    Store, StoreConfig,
+    Source, Store, StoreConfig, Update,
     naive::{Mirror, world},
 };
-use crate::schema::{self, Change, Key, Kv};
+use crate::{
+    model::Name,
+    schema::{self, Change, Key, Kv, docker},
+};
 
 fn config(vtep: bool) -> StoreConfig {
     let vtep = vtep.then(|| "192.168.0.1".parse().unwrap());
-    StoreConfig { prefix: "/p".into(), node: "n1".parse().unwrap(), vtep, underlay_mtu: 1500 }
+    StoreConfig {
+        prefix: "/p".into(),
+        docker_prefix: Some("/d".into()),
+        node: "n1".parse().unwrap(),
+        vtep,
+        underlay_mtu: 1500,
+    }
 }
 
 /// A small world, so that everything collides with everything.
@@ -41,12 +50,54 @@ fn record() -> impl Strategy<Value = (String, String)> {
             2 => format!(r#""ip":["10.0.1.{ip}"],"netns":"/run/netns/c{e}""#),
             3 => format!(r#""ip":["10.0.0.{ip}"],"mac":"02:00:00:00:00:0{e}""#),
             4 => format!(r#""ip":["10.0.0.{ip}"],"netns":"host","ifname":"x{ip}""#),
+            5 => format!(r#""ip":["10.0.0.{ip}"],"netns":"/run/docker/netns/{}""#, e.to_string().repeat(12)),
             _ => format!(r#""ip":["10.0.0.{ip}"],"netns":"/run/netns/c{e}""#),
         };
         (format!("/p/endpoints/w{w}/n{n}/e{e}"), format!("{{{fields}}}"))
     });
-    let good = prop_oneof![2 => node, 2 => network, 8 => endpoint];
+    let good = prop_oneof![2 => node, 2 => network, 8 => endpoint, 8 => docker_record()];
     (good, 0..20u8).prop_map(|((key, value), bad)| if bad == 0 { (key, "{".into()) } else { (key, value) })
+}
+
+/// Docker's side of that world: three networks, which want the native ones' VNIs, and endpoints in three sandboxes.
+fn docker_record() -> impl Strategy<Value = (String, String)> {
+    let id = |n: u8| n.to_string().repeat(64);
+    let network = (1..4u8, 0..8u8).prop_map(move |(n, shape)| {
+        let pool = serde_json::json!([{"IPAMData": r#"{"Pool":"fd00::/64"}"#}]).to_string();
+        let value = match shape {
+            0 => r#"{"networkType":"bridge"}"#.to_owned(),
+            1 => r#"{"networkType":"overlay","inDelete":true}"#.to_owned(),
+            2 | 3 => serde_json::json!({"networkType": "overlay", "ipamV6Info": pool}).to_string(),
+            _ => r#"{"networkType":"overlay","name":"w1"}"#.to_owned(),
+        };
+        (format!("/d/network/{}", id(n)), value)
+    });
+    let overlay = (1..4u8, 0..5u8, 0..4u8, 0..8u8).prop_map(move |(n, vni, second, flags)| {
+        let subnet = |third: u8, vni: u8| format!(r#"{{"SubnetIP":"10.0.{third}.0/24","Vni":{vni}}}"#);
+        let subnets = [subnet(0, vni), subnet(1, second)].join(",");
+        let value = match flags {
+            0 => format!(r#"{{"subnets":[{subnets}],"secure":true}}"#),
+            1 => format!(r#"{{"subnets":[{subnets}],"mtu":1400}}"#),
+            _ => format!("[{subnets}]"),
+        };
+        (format!("/d/overlay/network/{}", id(n)), value)
+    });
+    let endpoint =
+        (1..4u8, 1..5u8, 1..5u8, 1..4u8, 1..4u8, 0..10u8).prop_map(move |(n, e, ip, vtep, sandbox, shape)| {
+            let third = u8::from(shape == 0);
+            let mac = if shape == 1 { r#","mac":"02:00:00:00:00:01""# } else { "" };
+            let v6 = if shape < 4 { format!(r#","addrv6":"fd00::{ip}/64""#) } else { String::new() };
+            let mut fields = format!(r#""ep_iface":{{"addr":"10.0.{third}.{ip}/24"{mac}{v6}}}"#);
+            if shape != 5 {
+                fields.push_str(&format!(r#","locator":"192.168.0.{vtep}""#));
+            }
+            if shape != 6 {
+                fields.push_str(&format!(r#","sandbox":"{}""#, id(sandbox)));
+            }
+            let value = if shape == 7 { "{}".to_owned() } else { format!("{{{fields}}}") };
+            (format!("/d/endpoint/{}/{}", id(n), id(e)), value)
+        });
+    prop_oneof![1 => network, 1 => overlay, 3 => endpoint]
 }
 
 #[derive(Clone, Debug)]
@@ -69,6 +120,13 @@ struct Etcd {
 }
 
 fn is_good(kv: &Kv) -> bool {
+    if kv.key.starts_with(b"/d/") {
+        return match docker::Key::parse("/d", &kv.key).unwrap().unwrap() {
+            docker::Key::Network(_) => docker::network(&kv.key, &kv.value).is_ok(),
+            docker::Key::Overlay(_) => docker::overlay(&kv.key, &kv.value).is_ok(),
+            docker::Key::Endpoint { .. } => docker::endpoint(&kv.key, &kv.value).is_ok(),
+        };
+    }
     match Key::parse("/p", &kv.key).unwrap() {
         Key::Node(_) => schema::node(&kv.key, &kv.value).is_ok(),
         Key::Network(_) => schema::network(&kv.key, &kv.value).is_ok(),
@@ -115,12 +173,26 @@ impl Etcd {
     }
 }
 
+/// A store of which both layouts were listed, and are empty.
+fn new_store(vtep: bool) -> Store {
+    let mut store = Store::new(config(vtep));
+    let told = snapshot(&mut store, 0, &[]);
+    assert!(told.iter().all(BTreeMap::is_empty));
+    store
+}
+
+/// A listing of each layout.
+fn snapshot(store: &mut Store, revision: i64, records: &[Kv]) -> [BTreeMap<Name, Update>; 2] {
+    let (docker, native) = records.iter().cloned().partition(|kv| kv.key.starts_with(b"/d/"));
+    [store.snapshot_of(Source::Docker, revision, docker), store.snapshot_of(Source::Native, revision, native)]
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
     #[test]
     fn after_every_revision_the_updates_add_up_to_what_the_records_say(history in revisions(), vtep in any::<bool>()) {
-        let (mut etcd, mut store, mut mirror) = (Etcd::default(), Store::new(config(vtep)), Mirror::default());
+        let (mut etcd, mut store, mut mirror) = (Etcd::default(), new_store(vtep), Mirror::default());
         for (revision, writes) in (1..).zip(&history) {
             let changes = etcd.commit(revision, writes);
             mirror.apply(store.changes(revision, changes));
@@ -139,7 +211,7 @@ proptest! {
         let mut kvs = etcd.good();
         // A shuffle of our own: the order is random, the run is not.
         kvs.sort_by_key(|kv| kv.key.iter().fold(seed, |hash, b| (hash ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3)));
-        let (mut store, mut mirror) = (Store::new(config(true)), Mirror::default());
+        let (mut store, mut mirror) = (new_store(true), Mirror::default());
         let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(kvs.len() + 1)).chain([0, kvs.len()]).collect();
         cuts.sort_unstable();
         for pair in cuts.windows(2) {
@@ -153,7 +225,7 @@ proptest! {
     fn a_snapshot_leads_to_the_same_end_as_the_events_that_were_missed(
         history in revisions(), missed in any::<Index>(), vtep in any::<bool>(),
     ) {
-        let (mut etcd, mut store, mut mirror) = (Etcd::default(), Store::new(config(vtep)), Mirror::default());
+        let (mut etcd, mut store, mut mirror) = (Etcd::default(), new_store(vtep), Mirror::default());
         let missed = missed.index(history.len());
         let mut last = 0;
         for (revision, writes) in (1..).zip(&history) {
@@ -164,19 +236,23 @@ proptest! {
             last = revision;
         }
         let records: Vec<Kv> = etcd.kvs.values().cloned().collect();
-        mirror.apply(store.snapshot(last, records.clone()));
+        snapshot(&mut store, last, &records).into_iter().for_each(|updates| mirror.apply(updates));
         // A bad version may have hidden a good one that was missed: then what was known before stays in force.
         if etcd.kvs.values().all(is_good) {
             prop_assert_eq!(&mirror.world, &world(&config(vtep), &etcd.good()));
         }
-        prop_assert!(store.snapshot(last, records.clone()).is_empty(), "the same snapshot again changes nothing");
-        let audited = store.audit(last, records, &BTreeSet::new());
-        prop_assert_eq!((audited.differences, audited.updates.len()), (0, 0));
+        let again = snapshot(&mut store, last, &records);
+        prop_assert!(again.iter().all(BTreeMap::is_empty), "the same snapshot again changes nothing");
+        for source in [Source::Native, Source::Docker] {
+            let of = records.iter().filter(|kv| kv.key.starts_with(b"/d/") == (source == Source::Docker));
+            let audited = store.audit_of(source, last, of.cloned().collect(), &BTreeSet::new());
+            prop_assert_eq!((audited.differences, audited.updates.len()), (0, 0));
+        }
     }
 
     #[test]
     fn repeated_events_change_nothing(history in revisions()) {
-        let (mut etcd, mut store) = (Etcd::default(), Store::new(config(true)));
+        let (mut etcd, mut store) = (Etcd::default(), new_store(true));
         for (revision, writes) in (1..).zip(&history) {
             let changes = etcd.commit(revision, writes);
             store.changes(revision, changes.clone());
@@ -186,12 +262,12 @@ proptest! {
 
     #[test]
     fn nothing_is_left_when_everything_is_deleted(history in revisions()) {
-        let (mut etcd, mut store, mut mirror) = (Etcd::default(), Store::new(config(true)), Mirror::default());
+        let (mut etcd, mut store, mut mirror) = (Etcd::default(), new_store(true), Mirror::default());
         for (revision, writes) in (1..).zip(&history) {
             let changes = etcd.commit(revision, writes);
             mirror.apply(store.changes(revision, changes));
         }
-        mirror.apply(store.snapshot(1000, Vec::new()));
+        snapshot(&mut store, 1000, &[]).into_iter().for_each(|updates| mirror.apply(updates));
         prop_assert!(mirror.world.is_empty());
         prop_assert_eq!(store.counts(), super::Counts::default());
         prop_assert!(store.networks.is_empty() && store.nodes.is_empty() && store.bad.is_empty());

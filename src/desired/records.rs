@@ -99,7 +99,11 @@ impl EndpointValue {
     pub(super) fn claims(&self, network: &Name, node: &Name, vni: Vni) -> Vec<Claim> {
         let ips = self.ip.iter().map(|ip| Claim::Ip(network.clone(), vni, *ip));
         let mac = Claim::Mac(network.clone(), vni, self.mac);
-        let inner = self.inner.as_ref().map(|inner| Claim::Interface(node.clone(), one_name(inner)));
+        let inner = self.inner.as_ref().map(|inner| {
+            let inner = one_name(inner);
+            let node = if is_sandbox(&inner.netns) { None } else { Some(node.clone()) };
+            Claim::Interface(node, inner)
+        });
         ips.chain([mac]).chain(inner).collect()
     }
 }
@@ -110,6 +114,14 @@ fn one_name(inner: &Arc<Inner>) -> Arc<Inner> {
     let Ok(rest) = path.strip_prefix("/var/run") else { return Arc::clone(inner) };
     let path: PathBuf = Path::new("/run").join(rest);
     Arc::new(Inner { netns: Netns::Path(path), ifname: inner.ifname.clone() })
+}
+
+/// Whether the namespace is one of those that Docker names by the first twelve digits of a random identifier.
+pub(super) fn is_sandbox(netns: &Netns) -> bool {
+    let Netns::Path(path) = netns else { return false };
+    let name = path.strip_prefix("/run/docker/netns").ok().and_then(Path::to_str);
+    let digit = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+    name.is_some_and(|name| name.len() == 12 && name.bytes().all(digit))
 }
 
 /// The segments that a network claims.

@@ -62,7 +62,7 @@ pub struct Counts {
     pub networks: usize,
     /// Endpoints with a good record.
     pub endpoints: usize,
-    /// Endpoints that wait for their network or their node.
+    /// Endpoints that wait for their network or their node, and records of Docker's that are not complete yet.
     pub pending: usize,
     /// Records that lost a claim.
     pub conflicts: usize,
@@ -76,11 +76,6 @@ impl Store {
     /// The last revision that was heard.
     pub const fn revision(&self) -> i64 {
         self.revision
-    }
-
-    /// Whether a complete snapshot was heard. Before that, what is absent may only be unknown.
-    pub const fn is_complete(&self) -> bool {
-        self.complete
     }
 
     /// The store's own identity, if it has one.
@@ -99,7 +94,7 @@ impl Store {
             nodes: self.nodes.values().filter(|state| state.record.is_some()).count(),
             networks: self.networks.values().filter(|state| state.record.is_some()).count(),
             endpoints: self.endpoints,
-            pending: self.pending,
+            pending: self.pending + self.docker.pending(),
             conflicts: self.losers.len(),
             ..Counts::default()
         };
@@ -125,18 +120,19 @@ impl Store {
     /// Keys whose last version is bad and that have no good one, with the revision of the bad one: a good one may stand in
     /// etcd's history.
     pub fn without_predecessor(&self) -> impl Iterator<Item = (&[u8], i64)> {
-        let held = |whole: &[u8]| Key::parse(&self.config.prefix, whole).ok().map(|key| self.held(&key).is_some());
+        let record = |whole: &[u8]| self.native_key(whole).is_ok() || self.docker_key(whole).is_some();
         self.bad
             .iter()
-            .filter(move |(whole, _)| held(whole) == Some(false))
+            .filter(move |(whole, _)| record(whole) && self.held_at(whole).is_none())
             .map(|(whole, (modified, _))| (whole.as_slice(), *modified))
     }
 
     /// Networks that have a bad record, of themselves or of an endpoint, and no good version of it.
     pub fn without_good_version(&self) -> impl Iterator<Item = Name> {
-        self.without_predecessor().filter_map(|(whole, _)| match Key::parse(&self.config.prefix, whole) {
+        self.without_predecessor().filter_map(|(whole, _)| match self.native_key(whole) {
             Ok(Key::Network(network) | Key::Endpoint { network, .. }) => Some(network),
-            _ => None,
+            Ok(_) => None,
+            Err(_) => self.docker_key(whole).map(|key| key.network().clone()),
         })
     }
 
@@ -145,16 +141,16 @@ impl Store {
         self.losers.iter().filter_map(|rank| match &*rank.key {
             Key::Node(node) => {
                 let held = self.nodes.get(node)?.record.as_ref()?;
-                conflict(&self.heads, rank, &[Claim::Vtep(held.value)])
+                self.conflict(&self.heads, rank, &[Claim::Vtep(held.value)])
             }
             Key::Network(network) => {
                 let held = self.networks.get(network)?.record.as_ref()?;
-                conflict(&self.heads, rank, &segment_claims(&held.value))
+                self.conflict(&self.heads, rank, &segment_claims(&held.value))
             }
             Key::Endpoint { network, id } => {
                 let endpoint = self.networks.get(network)?.endpoints.get(id)?;
                 let vni = endpoint.standing.vni()?;
-                conflict(&self.ends, rank, &endpoint.held.value.claims(network, &id.node, vni))
+                self.conflict(&self.ends, rank, &endpoint.held.value.claims(network, &id.node, vni))
             }
             _ => None,
         })
@@ -177,10 +173,12 @@ impl Store {
         });
         networks.chain(endpoints)
     }
-}
 
-fn conflict(claims: &Claims, rank: &Rank, asked: &[Claim]) -> Option<Conflict> {
-    let (claim, holder) = claims.blocker(rank, asked)?;
-    let (key, holder) = ((*rank.key).clone(), (*holder.key).clone());
-    Some(Conflict { key, field: claim.field(), claim: claim.to_string(), holder })
+    fn conflict(&self, claims: &Claims, rank: &Rank, asked: &[Claim]) -> Option<Conflict> {
+        let (claim, holder) = claims.blocker(rank, asked)?;
+        let (key, holder) = ((*rank.key).clone(), (*holder.key).clone());
+        let docker = matches!(&key, Key::Network(of) | Key::Endpoint { network: of, .. } if self.is_docker(of));
+        let field = if docker { claim.docker_field() } else { claim.field() };
+        Some(Conflict { key, field, claim: claim.to_string(), holder })
+    }
 }

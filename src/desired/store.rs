@@ -9,11 +9,13 @@ use std::{
 use super::{
     Update,
     batch::Batch,
-    claims::{Claim, Claims, Rank},
-    records::{EndpointState, EndpointValue, Held, NetworkState, NodeState, Standing, segment_claims},
+    claims::{Claims, Rank},
+    docker::{self, Docker},
+    records::{EndpointValue, Held, NetworkState, NodeState},
+    source::Source,
 };
 use crate::{
-    model::{Endpoint, EndpointId, Name, Network},
+    model::{Endpoint, Name, Network},
     schema::{self, Change, Key, Kv, Rejected},
 };
 
@@ -22,6 +24,8 @@ use crate::{
 pub struct StoreConfig {
     /// The prefix of all keys.
     pub prefix: String,
+    /// The prefix of Docker's layout, where that is read as well.
+    pub docker_prefix: Option<String>,
     /// This node.
     pub node: Name,
     /// This node's VTEP address; `None` takes it from the node's record.
@@ -38,7 +42,12 @@ pub struct StoreConfig {
 pub struct Store {
     pub(super) config: StoreConfig,
     pub(super) revision: i64,
-    pub(super) complete: bool,
+    /// The last revision that was heard from each layout.
+    heard: BTreeMap<Source, i64>,
+    /// The layouts of which a complete snapshot was heard.
+    pub(super) listed: BTreeSet<Source>,
+    /// This node's VTEP address as it was when endpoints were last told apart by it.
+    pub(super) own_vtep: Option<IpAddr>,
     pub(super) networks: BTreeMap<Name, NetworkState>,
     pub(super) nodes: BTreeMap<Name, NodeState>,
     /// Claims of networks and nodes: decided first, for endpoints depend on both.
@@ -55,6 +64,7 @@ pub struct Store {
     pub(super) endpoints: usize,
     pub(super) identity: Option<Held<String>>,
     pub(super) approvals: BTreeMap<Name, Held<i64>>,
+    pub(super) docker: Docker,
     /// What changes since the last update.
     pub(super) batch: Batch,
 }
@@ -81,9 +91,11 @@ impl Store {
     /// A store of which nothing is known yet.
     pub fn new(config: StoreConfig) -> Self {
         Self {
-            config,
             revision: 0,
-            complete: false,
+            heard: BTreeMap::new(),
+            listed: BTreeSet::new(),
+            own_vtep: config.vtep,
+            config,
             networks: BTreeMap::new(),
             nodes: BTreeMap::new(),
             heads: Claims::default(),
@@ -95,22 +107,38 @@ impl Store {
             endpoints: 0,
             identity: None,
             approvals: BTreeMap::new(),
+            docker: Docker::default(),
             batch: Batch::default(),
         }
     }
 
-    /// Everything that stands below the prefix at this revision. What it omits is deleted.
+    /// Everything that stands below the native prefix at this revision. What it omits is deleted.
     pub fn snapshot(&mut self, revision: i64, records: Vec<Kv>) -> BTreeMap<Name, Update> {
-        self.revision = revision;
-        self.complete = true;
-        self.replace(records, &BTreeSet::new(), i64::MAX);
+        self.snapshot_of(Source::Native, revision, records)
+    }
+
+    /// Everything that stands below a layout's prefix at this revision. What it omits there is deleted.
+    ///
+    /// No network is told anything before every layout was listed: until then what is absent may only be unknown.
+    pub fn snapshot_of(&mut self, source: Source, revision: i64, records: Vec<Kv>) -> BTreeMap<Name, Update> {
+        self.heard.insert(source, revision);
+        self.revision = self.heard.values().copied().max().unwrap_or(revision);
+        self.listed.insert(source);
+        self.replace(source, records, &BTreeSet::new(), i64::MAX);
         self.settle()
+    }
+
+    fn hear(&mut self, source: Source, revision: i64) {
+        let heard = self.heard.entry(source).or_insert(revision);
+        *heard = revision.max(*heard);
+        self.revision = self.revision.max(revision);
     }
 
     /// All events of one revision. An event that is older than what is known of its key (repeated, or overtaken by a
     /// snapshot) changes nothing.
     pub fn changes(&mut self, revision: i64, changes: Vec<Change>) -> BTreeMap<Name, Update> {
-        self.revision = self.revision.max(revision);
+        let source = changes.first().map_or(Source::Native, |change| self.source_of(change.key()));
+        self.hear(source, revision);
         for change in changes {
             let known = self.known(change.key());
             match change {
@@ -125,8 +153,19 @@ impl Store {
     /// Compares with a listing of this revision that was taken while events went on. Keys in `touched` have newer events,
     /// which were applied before this call; all others must be as the listing has them, and are made so.
     pub fn audit(&mut self, revision: i64, records: Vec<Kv>, touched: &BTreeSet<Vec<u8>>) -> Audited {
-        self.revision = self.revision.max(revision);
-        let differences = self.replace(records, touched, revision);
+        self.audit_of(Source::Native, revision, records, touched)
+    }
+
+    /// The same for the listing of one layout.
+    pub fn audit_of(
+        &mut self,
+        source: Source,
+        revision: i64,
+        records: Vec<Kv>,
+        touched: &BTreeSet<Vec<u8>>,
+    ) -> Audited {
+        self.hear(source, revision);
+        let differences = self.replace(source, records, touched, revision);
         Audited { differences, updates: self.settle() }
     }
 
@@ -134,7 +173,13 @@ impl Store {
     /// known, it is in force while the bad one stands.
     pub fn predecessor(&mut self, earlier: &Kv) -> BTreeMap<Name, Update> {
         let Some(modified) = self.bad.get(&earlier.key).map(|(modified, _)| *modified) else { return BTreeMap::new() };
-        let Ok(key) = Key::parse(&self.config.prefix, &earlier.key) else { return BTreeMap::new() };
+        if let Some(key) = self.docker_key(&earlier.key) {
+            if let (None, Ok(value)) = (self.docker.held(&key), docker::decode(&key, &earlier.key, &earlier.value)) {
+                self.docker.put(&key, earlier.create_revision, modified, value);
+            }
+            return self.settle();
+        }
+        let Ok(key) = self.native_key(&earlier.key) else { return BTreeMap::new() };
         if let (None, Ok(value)) = (self.held(&key), decode(&key, &earlier.key, &earlier.value)) {
             let rank = Rank { create_revision: earlier.create_revision, key: Arc::new(key) };
             self.take(rank, modified, value, false);
@@ -144,7 +189,7 @@ impl Store {
 
     /// Takes over a listing, except for keys that are `touched` or known by a revision above `limit`. Returns how many
     /// records it changed.
-    fn replace(&mut self, records: Vec<Kv>, touched: &BTreeSet<Vec<u8>>, limit: i64) -> usize {
+    fn replace(&mut self, source: Source, records: Vec<Kv>, touched: &BTreeSet<Vec<u8>>, limit: i64) -> usize {
         let mut changed = 0;
         let mut listed = BTreeSet::new();
         for kv in records {
@@ -154,7 +199,7 @@ impl Store {
                 changed += usize::from(self.put(kv));
             }
         }
-        for key in self.keys() {
+        for key in self.keys(source) {
             let newer = self.known(&key).is_some_and(|known| known > limit);
             if !newer && !touched.contains(&key) && !listed.contains(&key) {
                 changed += usize::from(self.delete(&key));
@@ -163,23 +208,35 @@ impl Store {
         changed
     }
 
-    /// The whole keys of all that is known.
-    fn keys(&self) -> Vec<Vec<u8>> {
-        let networks = self.networks.values();
-        let endpoints = networks.flat_map(|n| n.endpoints.values().map(|e| &e.held.rank));
-        let networks = self.networks.values().filter_map(|n| n.record.as_ref().map(|held| &held.rank));
+    /// The whole keys of all that is known of a layout.
+    fn keys(&self, source: Source) -> Vec<Vec<u8>> {
+        let bad = self.bad.keys().filter(|whole| self.source_of(whole) == source).cloned();
+        if source == Source::Docker {
+            let prefix = self.config.docker_prefix.as_deref().unwrap_or_default();
+            return self.docker.keys().map(|key| key.under(prefix).into_bytes()).chain(bad).collect();
+        }
+        let networks = || self.networks.iter().filter(|(name, _)| !self.is_docker(name)).map(|(_, network)| network);
+        let endpoints = networks().flat_map(|n| n.endpoints.values().map(|e| &e.held.rank));
+        let networks = networks().filter_map(|n| n.record.as_ref().map(|held| &held.rank));
         let nodes = self.nodes.values().filter_map(|n| n.record.as_ref().map(|held| &held.rank));
         let others = self.identity.iter().map(|held| &held.rank).chain(self.approvals.values().map(|held| &held.rank));
         let ranks = nodes.chain(networks).chain(endpoints).chain(others);
         let good = ranks.map(|rank| rank.key.under(&self.config.prefix).into_bytes());
-        good.chain(self.bad.keys().cloned()).collect()
+        good.chain(bad).collect()
     }
 
     /// The last revision that was heard of a key, good or bad.
     fn known(&self, whole: &[u8]) -> Option<i64> {
-        let good = Key::parse(&self.config.prefix, whole).ok().and_then(|key| self.held(&key));
         let bad = self.bad.get(whole).map(|(modified, _)| *modified);
-        good.map(|(_, modified)| modified).max(bad)
+        self.held_at(whole).map(|(_, modified)| modified).max(bad)
+    }
+
+    /// Create and last revision of the record that is held of a whole key.
+    pub(super) fn held_at(&self, whole: &[u8]) -> Option<(i64, i64)> {
+        match self.source_of(whole) {
+            Source::Native => self.native_key(whole).ok().and_then(|key| self.held(&key)),
+            Source::Docker => self.docker_key(whole).and_then(|key| self.docker.held(&key)),
+        }
     }
 
     /// Create and last revision of a record that is held.
@@ -201,8 +258,11 @@ impl Store {
 
     /// Takes a version of a record. Returns whether anything changed.
     fn put(&mut self, kv: Kv) -> bool {
+        if self.source_of(&kv.key) == Source::Docker {
+            return self.put_docker(kv);
+        }
         let Kv { key: whole, value, create_revision, mod_revision } = kv;
-        let key = Key::parse(&self.config.prefix, &whole);
+        let key = self.native_key(&whole);
         let held = key.as_ref().ok().and_then(|key| self.held(key));
         // Another create revision says that the key was deleted and made anew: the version before is no predecessor.
         let fresh = held.is_some_and(|(create, _)| create != create_revision);
@@ -216,14 +276,19 @@ impl Store {
                 if fresh {
                     self.delete(&whole);
                 }
-                let before = self.bad.insert(whole, (mod_revision, rejected.clone()));
-                let news = before.is_none_or(|(modified, _)| modified != mod_revision);
-                if news {
-                    self.batch.rejected.push(rejected);
-                }
-                news
+                self.reject(whole, mod_revision, rejected)
             }
         }
+    }
+
+    /// Notes that a version is bad. Returns whether that is news.
+    pub(super) fn reject(&mut self, whole: Vec<u8>, modified: i64, rejected: Rejected) -> bool {
+        let before = self.bad.insert(whole, (modified, rejected.clone()));
+        let news = before.is_none_or(|(before, _)| before != modified);
+        if news {
+            self.batch.rejected.push(rejected);
+        }
+        news
     }
 
     fn take(&mut self, rank: Rank, modified: i64, value: Value, fresh: bool) -> bool {
@@ -252,7 +317,10 @@ impl Store {
     /// The record is no more. Returns whether anything changed.
     fn delete(&mut self, whole: &[u8]) -> bool {
         let was_bad = self.bad.remove(whole).is_some();
-        let Ok(key) = Key::parse(&self.config.prefix, whole) else { return was_bad };
+        if self.source_of(whole) == Source::Docker {
+            return self.docker_key(whole).is_some_and(|key| self.docker.delete(&key)) || was_bad;
+        }
+        let Ok(key) = self.native_key(whole) else { return was_bad };
         let gone = match &key {
             Key::Node(node) => self.nodes.contains_key(node) && self.set_node(node, None),
             Key::Network(network) => self.networks.contains_key(network) && self.set_network(network, None),
@@ -262,123 +330,6 @@ impl Store {
             Key::Status(_) => false,
         };
         gone || was_bad
-    }
-
-    fn set_node(&mut self, node: &Name, new: Option<Held<IpAddr>>) -> bool {
-        let node = canonical(&mut self.nodes, node);
-        let Some(state) = self.nodes.get_mut(&node) else { return false };
-        if let (Some(held), Some(new)) = (&mut state.record, &new)
-            && (held.rank == new.rank && held.value == new.value)
-        {
-            held.modified = new.modified;
-            return false;
-        }
-        // Whoever lives there may have to be told anew; what it is now is kept for comparison before it changes.
-        self.touch_node(&node);
-        let Some(state) = self.nodes.get_mut(&node) else { return false };
-        let before = std::mem::replace(&mut state.record, new);
-        if let Some(held) = &before {
-            self.heads.leave(&held.rank, &[Claim::Vtep(held.value)]);
-            self.losers.remove(&held.rank);
-        }
-        let Some(held) = &state.record else {
-            state.in_force = false;
-            self.batch.left.insert(node.clone());
-            self.batch.nodes.insert(node);
-            return before.is_some();
-        };
-        self.heads.enter(&held.rank, &[Claim::Vtep(held.value)]);
-        true
-    }
-
-    fn set_network(&mut self, network: &Name, new: Option<Held<Arc<Network>>>) -> bool {
-        let network = canonical(&mut self.networks, network);
-        let Some(state) = self.networks.get_mut(&network) else { return false };
-        if let (Some(held), Some(new)) = (&mut state.record, &new)
-            && (held.rank == new.rank && held.value == new.value)
-        {
-            held.modified = new.modified;
-            return false;
-        }
-        let subnets = |held: &Option<Held<Arc<Network>>>| held.as_ref().map(|held| Arc::clone(&held.value));
-        let same = match (subnets(&state.record), subnets(&new)) {
-            (Some(before), Some(after)) => before.subnets == after.subnets,
-            _ => false,
-        };
-        self.batch.specs.insert(network.clone());
-        if !same {
-            self.touch_network(&network);
-            self.batch.networks.insert(network.clone());
-        }
-        let Some(state) = self.networks.get_mut(&network) else { return false };
-        let before = std::mem::replace(&mut state.record, new);
-        if let Some(held) = &before {
-            self.heads.leave(&held.rank, &segment_claims(&held.value));
-            self.losers.remove(&held.rank);
-        }
-        let Some(held) = &state.record else {
-            state.in_force = false;
-            return before.is_some();
-        };
-        self.heads.enter(&held.rank, &segment_claims(&held.value));
-        true
-    }
-
-    fn set_endpoint(&mut self, network: &Name, id: &EndpointId, mut new: Held<EndpointValue>) -> bool {
-        let network = canonical(&mut self.networks, network);
-        let id = EndpointId { node: canonical(&mut self.nodes, &id.node), endpoint: id.endpoint.clone() };
-        if let Some(state) = self.networks.get_mut(&network).and_then(|state| state.endpoints.get_mut(&id))
-            && (state.held.rank == new.rank && state.held.value == new.value)
-        {
-            state.held.modified = new.modified;
-            return false;
-        }
-        self.remove_endpoint(&network, &id);
-        self.touch(&network, &id);
-        // The parsed key's own copies of the names are given back.
-        new.rank.key = Arc::new(Key::Endpoint { network: network.clone(), id: id.clone() });
-        if let Some(state) = self.nodes.get_mut(&id.node) {
-            state.endpoints.insert(Arc::clone(&new.rank.key));
-        }
-        if let Some(state) = self.networks.get_mut(&network) {
-            state.endpoints.insert(id.clone(), EndpointState { held: new, standing: Standing::Pending });
-            self.pending += 1;
-            self.endpoints += 1;
-        }
-        self.batch.ends.insert((network, id));
-        true
-    }
-
-    fn remove_endpoint(&mut self, network: &Name, id: &EndpointId) -> bool {
-        let known = self.networks.get(network).is_some_and(|state| state.endpoints.contains_key(id));
-        if !known {
-            return false;
-        }
-        self.touch(network, id);
-        self.set_standing(network, id, Standing::Pending);
-        let network = canonical(&mut self.networks, network);
-        let node = canonical(&mut self.nodes, &id.node);
-        let gone = self.networks.get_mut(&network).and_then(|state| state.endpoints.remove(id));
-        if let Some(gone) = gone {
-            self.pending -= 1;
-            self.endpoints -= 1;
-            if let Some(state) = self.nodes.get_mut(&node) {
-                state.endpoints.remove(&gone.held.rank.key);
-            }
-        }
-        self.batch.left.insert(node);
-        true
-    }
-}
-
-/// The one copy of a name that all records share.
-fn canonical<T: Default>(map: &mut BTreeMap<Name, T>, name: &Name) -> Name {
-    match map.get_key_value(name) {
-        Some((name, _)) => name.clone(),
-        None => {
-            map.insert(name.clone(), T::default());
-            name.clone()
-        }
     }
 }
 

@@ -14,7 +14,7 @@ fn id(node: &str, endpoint: &str) -> EndpointId {
 
 fn new_store() -> Store {
     let vtep = Some("192.168.0.1".parse().unwrap());
-    Store::new(StoreConfig { prefix: "/p".into(), node: name("a"), vtep, underlay_mtu: 1500 })
+    Store::new(StoreConfig { prefix: "/p".into(), docker_prefix: None, node: name("a"), vtep, underlay_mtu: 1500 })
 }
 
 fn kv(key: &str, value: &str, revision: i64) -> Kv {
@@ -192,7 +192,8 @@ fn two_nodes_may_swap_their_vteps_in_one_revision() {
 
 #[test]
 fn without_a_configured_vtep_this_nodes_record_counts() {
-    let config = StoreConfig { prefix: "/p".into(), node: name("a"), vtep: None, underlay_mtu: 1500 };
+    let config =
+        StoreConfig { prefix: "/p".into(), docker_prefix: None, node: name("a"), vtep: None, underlay_mtu: 1500 };
     let mut store = Store::new(config);
     assert!(store.snapshot(3, vec![kv("networks/n", NET, 1), kv("endpoints/n/a/e", &ip(2), 2)]).is_empty());
     let updates = store.changes(4, vec![put("nodes/a", r#"{"vtep":"fd00::1"}"#, 4, 4)]);

@@ -71,7 +71,7 @@ pub enum Message {
         /// When they came in.
         received: Instant,
     },
-    /// An audit's listing, for [`crate::desired::Store::audit`].
+    /// An audit's listing, for [`crate::desired::Store::audit_of`].
     Audit {
         /// As of this revision.
         revision: i64,

@@ -41,6 +41,11 @@ pub struct Network {
     pub spoof_guard: bool,
     /// The operator's own words; nothing reads them.
     pub labels: BTreeMap<String, String>,
+    /// Ranges without a segment or gateway of their own: an address goes with the endpoint's others. Only Docker's layout has
+    /// them, for IPv6.
+    pub unbound: Vec<IpNet>,
+    /// Ranges whose VNI is not allocated yet: endpoints in them wait. Only Docker's layout has them.
+    pub unallocated: Vec<IpNet>,
 }
 
 /// Where an endpoint's interface goes.

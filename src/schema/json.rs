@@ -132,15 +132,38 @@ impl<'k> Field<'k> {
     }
 
     /// The items of a list of 1 to `max`.
-    pub(super) fn list(mut self, max: usize) -> Result<Vec<Self>, Rejected> {
+    pub(super) fn list(self, max: usize) -> Result<Vec<Self>, Rejected> {
+        self.list_of(1, max)
+    }
+
+    /// The items of a list of `min` to `max`.
+    pub(super) fn list_of(mut self, min: usize, max: usize) -> Result<Vec<Self>, Rejected> {
         let Json::List(items) = &mut self.json else { return Err(self.wrong("a list")) };
         let items = std::mem::take(items);
-        if items.is_empty() || items.len() > max {
-            return Err(self.reject(Reason::Value, &format!("has {} items; 1 to {max} are allowed", items.len())));
+        if !(min..=max).contains(&items.len()) {
+            return Err(self.reject(Reason::Value, &format!("has {} items; {min} to {max} are allowed", items.len())));
         }
         let (key, path) = (self.key, self.path);
         let item = |(i, json)| Self { key, path: format!("{path}[{i}]"), json };
         Ok(items.into_iter().enumerate().map(item).collect())
+    }
+
+    /// Whether it is a list.
+    pub(super) const fn is_list(&self) -> bool {
+        matches!(self.json, Json::List(_))
+    }
+
+    /// JSON that stands as text in JSON; a value that is no text is itself, and empty text is `null`.
+    pub(super) fn unwrapped(self) -> Result<Option<Self>, Rejected> {
+        let json = match &self.json {
+            Json::Null => return Ok(None),
+            Json::Text(text) if text.trim().is_empty() => return Ok(None),
+            Json::Text(text) => serde_json::from_str(text)
+                .map_err(|error| self.reject(Reason::Value, &format!("holds text that is no JSON: {error}")))?,
+            _ => return Ok(Some(self)),
+        };
+        let field = Self { json, ..self };
+        Ok(if matches!(field.json, Json::Null) { None } else { Some(field) })
     }
 
     pub(super) fn text(&self) -> Result<&str, Rejected> {

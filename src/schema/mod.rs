@@ -1,5 +1,6 @@
 //! Wire records: pure decoding of keys and values; each error names key, field and reason.
 
+pub mod docker;
 mod json;
 mod key;
 mod kv;
@@ -10,6 +11,6 @@ mod rejected;
 pub use key::Key;
 pub use kv::{Change, Kv};
 pub use native::{MAX_VALUE, approval, endpoint, node, store};
-pub(crate) use network::is_edge;
 pub use network::network;
+pub(crate) use network::{DEFAULT_PORT, is_edge};
 pub use rejected::{Reason, Rejected};

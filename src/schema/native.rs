@@ -94,16 +94,26 @@ pub fn approval(key: &[u8], value: &[u8]) -> Result<i64, Rejected> {
 
 /// The fields of a record's value, if it is an object of bearable size.
 pub(super) fn fields<'k>(key: &'k [u8], value: &[u8]) -> Result<Fields<'k>, Rejected> {
-    if value.len() > MAX_VALUE {
-        let message = format!("has {} bytes; {MAX_VALUE} are allowed", value.len());
+    bounded(key, value, MAX_VALUE)?.object()
+}
+
+/// A record's value, if it is JSON of bearable size.
+pub(super) fn bounded<'k>(key: &'k [u8], value: &[u8], most: usize) -> Result<Field<'k>, Rejected> {
+    if value.len() > most {
+        let message = format!("has {} bytes; {most} are allowed", value.len());
         return Err(Rejected::new(key, "", Reason::Size, &message));
     }
-    Field::parse(key, value)?.object()
+    Field::parse(key, value)
 }
 
 /// An address that one host can have.
 pub(super) fn unicast(field: &Field<'_>) -> Result<IpAddr, Rejected> {
     let ip: IpAddr = field.parsed("an IP address")?;
+    checked_unicast(field, ip)
+}
+
+/// The address, if one host can have it.
+pub(super) fn checked_unicast(field: &Field<'_>, ip: IpAddr) -> Result<IpAddr, Rejected> {
     let broadcast = matches!(ip, IpAddr::V4(v4) if v4.is_broadcast());
     let mapped = matches!(ip, IpAddr::V6(v6) if Ipv6Addr::to_ipv4_mapped(&v6).is_some());
     if ip.is_unspecified() || ip.is_multicast() || broadcast || mapped {
@@ -112,7 +122,7 @@ pub(super) fn unicast(field: &Field<'_>) -> Result<IpAddr, Rejected> {
     Ok(ip)
 }
 
-fn endpoint_mac(field: &Field<'_>) -> Result<Mac, Rejected> {
+pub(super) fn endpoint_mac(field: &Field<'_>) -> Result<Mac, Rejected> {
     let mac: Mac = field.parsed("a MAC address of the form 02:42:0a:00:00:02")?;
     if mac.is_zero() || mac.is_multicast() {
         return Err(field.reject(Reason::Value, &format!("{mac} is not a unicast MAC address")));

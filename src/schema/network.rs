@@ -12,9 +12,9 @@ use super::{
 use crate::model::{Network, Subnet, Vni};
 
 /// The port that IANA gave to VXLAN.
-const DEFAULT_PORT: u16 = 4789;
+pub(crate) const DEFAULT_PORT: u16 = 4789;
 /// The most subnets of a network.
-const MAX_SUBNETS: usize = 64;
+pub(super) const MAX_SUBNETS: usize = 64;
 /// The most labels of a network, and the longest name or value of one in bytes.
 const MAX_LABELS: usize = 64;
 const MAX_LABEL: usize = 1024;
@@ -52,6 +52,8 @@ pub fn network(key: &[u8], value: &[u8]) -> Result<Network, Rejected> {
         flood: flag(&mut fields, "flood", false)?,
         spoof_guard: flag(&mut fields, "spoof_guard", true)?,
         labels: labels(&mut fields)?,
+        unbound: Vec::new(),
+        unallocated: Vec::new(),
     };
     fields.finish()?;
     Ok(network)
@@ -78,6 +80,12 @@ fn cidr(field: &Field<'_>) -> Result<IpNet, Rejected> {
     if cidr.trunc() != cidr {
         return refuse(&format!("has host bits; the subnet is {}", cidr.trunc()));
     }
+    usable(field, cidr)
+}
+
+/// A subnet that endpoints can be in.
+pub(super) fn usable(field: &Field<'_>, cidr: IpNet) -> Result<IpNet, Rejected> {
+    let refuse = |message: &str| Err(field.reject(Reason::Value, &format!("{cidr} {message}")));
     // Beyond these lengths there is no room for a gateway and an endpoint.
     let longest = if cidr.addr().is_ipv4() { 30 } else { 127 };
     if !(1..=longest).contains(&cidr.prefix_len()) {
@@ -91,14 +99,18 @@ fn cidr(field: &Field<'_>) -> Result<IpNet, Rejected> {
 }
 
 fn gateway(field: &Field<'_>, cidr: &IpNet) -> Result<IpAddr, Rejected> {
-    let gateway = unicast(field)?;
+    inside(field, cidr, unicast(field)?)
+}
+
+/// A gateway's address, if a host in the subnet can have it.
+pub(super) fn inside(field: &Field<'_>, cidr: &IpNet, gateway: IpAddr) -> Result<IpAddr, Rejected> {
     if !cidr.contains(&gateway) || is_edge(cidr, gateway) {
         return Err(field.reject(Reason::Value, &format!("{gateway} is not a host's address in {cidr}")));
     }
     Ok(gateway)
 }
 
-fn first_address(cidr: &IpNet) -> IpAddr {
+pub(super) fn first_address(cidr: &IpNet) -> IpAddr {
     match cidr.network() {
         IpAddr::V4(v4) => IpAddr::V4(v4.to_bits().saturating_add(1).into()),
         IpAddr::V6(v6) => IpAddr::V6(v6.to_bits().saturating_add(1).into()),
@@ -110,7 +122,7 @@ pub(crate) fn is_edge(cidr: &IpNet, ip: IpAddr) -> bool {
     ip == cidr.network() || (ip.is_ipv4() && ip == cidr.broadcast())
 }
 
-fn overlap(a: &IpNet, b: &IpNet) -> bool {
+pub(super) fn overlap(a: &IpNet, b: &IpNet) -> bool {
     a.contains(b) || b.contains(a)
 }
 

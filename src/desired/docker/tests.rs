@@ -1,0 +1,327 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::{
+    desired::{EndpointSpec, Source, Store, StoreConfig, Update},
+    model::Name,
+    schema::{Change, Kv, Reason},
+};
+
+const D: &str = "/docker/network/v1.0";
+
+fn id(digit: char) -> String {
+    digit.to_string().repeat(64)
+}
+
+fn name(text: &str) -> Name {
+    text.parse().unwrap()
+}
+
+fn unlisted(vtep: Option<&str>) -> Store {
+    Store::new(StoreConfig {
+        prefix: "/p".into(),
+        docker_prefix: Some(D.into()),
+        node: name("a"),
+        vtep: vtep.map(|vtep| vtep.parse().unwrap()),
+        underlay_mtu: 1500,
+    })
+}
+
+fn store() -> Store {
+    let mut store = unlisted(Some("192.168.0.1"));
+    store.snapshot_of(Source::Native, 1, Vec::new());
+    store.snapshot_of(Source::Docker, 1, Vec::new());
+    store
+}
+
+fn kv(key: &str, value: &str, created: i64, modified: i64) -> Kv {
+    Kv { key: key.into(), value: value.into(), create_revision: created, mod_revision: modified }
+}
+
+fn network(n: char, label: &str, created: i64) -> Kv {
+    kv(&format!("{D}/network/{}", id(n)), &format!(r#"{{"name":"{label}","networkType":"overlay"}}"#), created, created)
+}
+
+fn overlay(n: char, subnets: &str, created: i64, modified: i64) -> Kv {
+    kv(&format!("{D}/overlay/network/{}", id(n)), &format!("[{subnets}]"), created, modified)
+}
+
+fn subnet(third: u8, vni: u32) -> String {
+    format!(r#"{{"SubnetIP":"10.0.{third}.0/24","GwIP":"10.0.{third}.1/24","Vni":{vni}}}"#)
+}
+
+fn endpoint(n: char, e: char, addr: &str, locator: u8, sandbox: &str, created: i64, modified: i64) -> Kv {
+    let value = format!(
+        r#"{{"ep_iface":{{"addr":"{addr}/24"}},"locator":"192.168.0.{locator}","sandbox":"{sandbox}","virtualIP":"<nil>"}}"#
+    );
+    kv(&format!("{D}/endpoint/{}/{}", id(n), id(e)), &value, created, modified)
+}
+
+fn put(store: &mut Store, kvs: Vec<Kv>) -> BTreeMap<Name, Update> {
+    let revision = kvs.iter().map(|kv| kv.mod_revision).max().unwrap();
+    store.changes(revision, kvs.into_iter().map(Change::Put).collect())
+}
+
+fn delete(store: &mut Store, key: &str, revision: i64) -> BTreeMap<Name, Update> {
+    store.changes(revision, vec![Change::Delete { key: key.into(), revision }])
+}
+
+/// A network with an endpoint here and one behind 192.168.0.2.
+fn demo() -> (Store, Update) {
+    let mut store = store();
+    put(&mut store, vec![overlay('1', &subnet(0, 256), 2, 2), network('1', "demo", 3)]);
+    let here = endpoint('1', 'a', "10.0.0.2", 1, &id('c'), 4, 4);
+    let mut updates = put(&mut store, vec![here, endpoint('1', 'b', "10.0.0.3", 2, "", 4, 4)]);
+    let update = updates.remove(id('1').as_str()).unwrap();
+    (store, update)
+}
+
+fn local_ifnames(update: &Update) -> Vec<String> {
+    let locals = update.endpoints.iter().filter_map(|(_, spec)| match spec {
+        Some(EndpointSpec::Local(local)) => Some(local.ifname.clone()),
+        _ => None,
+    });
+    locals.collect()
+}
+
+#[test]
+fn a_network_of_dockers_is_told_like_any_other() {
+    let (store, update) = demo();
+    let spec = update.spec.unwrap().unwrap();
+    assert_eq!((spec.name.as_str(), spec.segments.len()), (id('1').as_str(), 1));
+    let segment = &spec.segments[0];
+    assert_eq!((segment.vni.get(), segment.port, segment.mtu), (256, 4789, 1450));
+    assert_eq!(segment.gateways[0].to_string(), "10.0.0.1/24");
+    let [(_, Some(EndpointSpec::Local(local))), (_, Some(EndpointSpec::Remote(remote)))] = update.endpoints.as_slice()
+    else {
+        panic!("{:?}", update.endpoints)
+    };
+    assert_eq!(local.netns.to_str().unwrap(), "/var/run/docker/netns/cccccccccccc");
+    assert_eq!((local.ifname.as_str(), local.mac.to_string().as_str()), ("eth0", "02:42:0a:00:00:02"));
+    assert_eq!((remote.vtep.to_string().as_str(), remote.ips.len()), ("192.168.0.2", 1));
+    assert_eq!(store.counts().endpoints, 2);
+    assert_eq!(store.counts().pending, 0);
+    assert_eq!(store.shown_name(&name(&id('1'))).as_str(), "demo");
+}
+
+#[test]
+fn nothing_is_told_before_both_layouts_were_listed() {
+    for first in [Source::Native, Source::Docker] {
+        let mut store = unlisted(Some("192.168.0.1"));
+        let native = vec![
+            kv("/p/networks/n", r#"{"subnets":[{"cidr":"10.0.0.0/24","vni":256}]}"#, 3, 3),
+            kv("/p/endpoints/n/a/e", r#"{"ip":["10.0.0.2"]}"#, 4, 4),
+        ];
+        let here = endpoint('1', 'a', "10.0.0.2", 1, "", 5, 5);
+        let docker = vec![overlay('1', &subnet(0, 256), 2, 2), network('1', "demo", 2), here];
+        let listing = |source| if source == Source::Native { native.clone() } else { docker.clone() };
+        let second = if first == Source::Native { Source::Docker } else { Source::Native };
+        assert!(store.snapshot_of(first, 5, listing(first)).is_empty());
+        assert!(!store.is_complete());
+        let updates = store.snapshot_of(second, 5, listing(second));
+        assert!(store.is_complete());
+        let told: Vec<&str> = updates.keys().map(Name::as_str).collect();
+        assert_eq!(told, [id('1')], "Docker's network is older and has the VNI");
+        let conflict = store.conflicts().next().unwrap();
+        assert_eq!(store.whole_key(&conflict.key), "/p/networks/n");
+        assert_eq!(store.whole_key(&conflict.holder), format!("{D}/overlay/network/{}", id('1')));
+    }
+}
+
+#[test]
+fn what_a_listing_omits_is_deleted_only_below_its_own_prefix() {
+    let (mut store, _) = demo();
+    put(&mut store, vec![kv("/p/networks/n", r#"{"subnets":[{"cidr":"10.9.0.0/24","vni":9}]}"#, 5, 5)]);
+    assert!(store.snapshot_of(Source::Native, 6, Vec::new()).is_empty());
+    assert_eq!(store.counts().networks, 1);
+    let audited = store.audit_of(Source::Docker, 7, Vec::new(), &BTreeSet::new());
+    assert_eq!((audited.differences, audited.updates.len()), (4, 1));
+    assert_eq!(store.counts(), crate::desired::Counts::default());
+    assert!(store.networks.is_empty() && store.nodes.is_empty() && store.docker.networks.is_empty());
+    assert!(store.docker.sandboxes.is_empty() && store.docker.names.is_empty());
+}
+
+#[test]
+fn an_endpoint_that_moves_is_one_update() {
+    let (mut store, _) = demo();
+    let updates = put(&mut store, vec![endpoint('1', 'b', "10.0.0.3", 3, "", 4, 6)]);
+    let endpoints = &updates[id('1').as_str()].endpoints;
+    assert!(matches!(&endpoints[..], [(_, None), (_, Some(EndpointSpec::Remote(_)))]), "{endpoints:?}");
+    let updates = put(&mut store, vec![endpoint('1', 'a', "10.0.0.2", 2, &id('c'), 4, 7)]);
+    assert_eq!(updates[id('1').as_str()].spec, Some(None), "nothing is left here");
+}
+
+#[test]
+fn records_wait_for_one_another_and_to_be_completed() {
+    let mut store = store();
+    let here = endpoint('1', 'a', "10.0.0.2", 1, "", 2, 2);
+    assert!(put(&mut store, vec![here, network('1', "demo", 2)]).is_empty());
+    assert_eq!(store.counts().pending, 2, "the network, and its endpoint");
+    assert!(put(&mut store, vec![overlay('1', &subnet(0, 0), 3, 3)]).is_empty());
+    assert_eq!(store.counts().pending, 2, "the VNI is not allocated");
+    let updates = put(&mut store, vec![overlay('1', &[subnet(0, 256), subnet(1, 0)].join(","), 3, 4)]);
+    assert!(matches!(updates[id('1').as_str()].spec, Some(Some(_))));
+    assert_eq!(store.counts().pending, 0);
+    let early = kv(&format!("{D}/endpoint/{}/{}", id('1'), id('d')), "{}", 5, 5);
+    put(&mut store, vec![early, endpoint('1', 'b', "10.0.1.2", 2, "", 5, 5)]);
+    assert_eq!(store.counts().pending, 2, "one has no address yet, one no VNI");
+    let updates = put(&mut store, vec![overlay('1', &[subnet(0, 256), subnet(1, 257)].join(","), 3, 6)]);
+    let update = &updates[id('1').as_str()];
+    assert_eq!((update.spec.as_ref().unwrap().as_ref().unwrap().segments.len(), update.endpoints.len()), (2, 1));
+    assert_eq!((store.counts().pending, store.counts().rejected.len()), (1, 0));
+}
+
+#[test]
+fn a_network_that_is_being_deleted_means_nothing_any_more_and_nor_do_its_endpoints() {
+    let (mut store, _) = demo();
+    for (revision, more) in [(6, r#""inDelete":true"#), (8, r#""configOnly":true"#), (10, r#""networkType":"bridge""#)]
+    {
+        let key = format!("{D}/network/{}", id('1'));
+        let value = format!(r#"{{"name":"demo","networkType":"overlay",{more}}}"#).replacen(
+            r#""networkType":"overlay","networkType""#,
+            r#""networkType""#,
+            1,
+        );
+        assert_eq!(put(&mut store, vec![kv(&key, &value, 3, revision)])[id('1').as_str()].spec, Some(None), "{more}");
+        assert_eq!((store.counts().pending, store.counts().endpoints), (0, 0));
+        let back = Kv { mod_revision: revision + 1, ..network('1', "demo", 3) };
+        assert_eq!(put(&mut store, vec![back])[id('1').as_str()].endpoints.len(), 2);
+    }
+}
+
+#[test]
+fn interfaces_of_a_sandbox_are_numbered_by_create_revision() {
+    let (mut store, update) = demo();
+    assert_eq!(local_ifnames(&update), ["eth0"]);
+    put(&mut store, vec![overlay('2', &subnet(2, 300), 5, 5), network('2', "other", 5)]);
+    let updates = put(&mut store, vec![endpoint('2', 'e', "10.0.2.2", 1, &id('c'), 6, 6)]);
+    assert_eq!(local_ifnames(&updates[id('2').as_str()]), ["eth1"]);
+    let updates = delete(&mut store, &format!("{D}/endpoint/{}/{}", id('1'), id('a')), 7);
+    assert_eq!(local_ifnames(&updates[id('2').as_str()]), ["eth0"], "the other moves up");
+    let updates = put(&mut store, vec![endpoint('1', 'a', "10.0.0.2", 1, &id('c'), 8, 8)]);
+    assert_eq!(local_ifnames(&updates[id('1').as_str()]), ["eth1"]);
+    assert_eq!(store.counts().conflicts, 0);
+}
+
+#[test]
+fn one_interface_of_a_sandbox_has_one_owner_in_either_layout() {
+    let (mut store, _) = demo();
+    let native = vec![
+        kv("/p/networks/n", r#"{"subnets":[{"cidr":"10.9.0.0/24","vni":9}]}"#, 5, 5),
+        kv("/p/endpoints/n/a/e", r#"{"ip":["10.9.0.2"],"netns":"/run/docker/netns/cccccccccccc"}"#, 5, 5),
+    ];
+    assert!(put(&mut store, native).is_empty());
+    let conflict = store.conflicts().next().unwrap();
+    assert_eq!((store.whole_key(&conflict.key).as_str(), conflict.field), ("/p/endpoints/n/a/e", "ifname"));
+    let updates = delete(&mut store, &format!("{D}/endpoint/{}/{}", id('1'), id('a')), 6);
+    assert_eq!(local_ifnames(&updates["n"]), ["eth0"]);
+    put(&mut store, vec![endpoint('1', 'a', "10.0.0.2", 1, &id('c'), 7, 7)]);
+    let conflict = store.conflicts().next().unwrap();
+    assert_eq!(
+        (store.whole_key(&conflict.key), conflict.field),
+        (format!("{D}/endpoint/{}/{}", id('1'), id('a')), "sandbox")
+    );
+}
+
+#[test]
+fn a_locator_claims_nothing_from_a_native_node_of_the_same_address() {
+    let (mut store, _) = demo();
+    put(&mut store, vec![kv("/p/nodes/b", r#"{"vtep":"192.168.0.2"}"#, 9, 9)]);
+    assert_eq!(store.counts().conflicts, 0);
+}
+
+#[test]
+fn a_node_that_changes_its_vtep_changes_which_endpoints_live_there() {
+    let mut store = unlisted(None);
+    store.snapshot_of(Source::Native, 1, Vec::new());
+    let docker = vec![
+        overlay('1', &subnet(0, 256), 2, 2),
+        network('1', "demo", 2),
+        endpoint('1', 'a', "10.0.0.2", 1, &id('c'), 3, 3),
+        endpoint('1', 'b', "10.0.0.3", 2, &id('d'), 3, 3),
+    ];
+    assert!(store.snapshot_of(Source::Docker, 3, docker).is_empty(), "no address, nothing here");
+    let updates = put(&mut store, vec![kv("/p/nodes/a", r#"{"vtep":"192.168.0.1"}"#, 4, 4)]);
+    let first = updates[id('1').as_str()].clone();
+    assert!(matches!(&first.endpoints[..], [(_, Some(EndpointSpec::Local(_))), (_, Some(EndpointSpec::Remote(_)))]));
+    let updates = put(&mut store, vec![kv("/p/nodes/a", r#"{"vtep":"192.168.0.2"}"#, 4, 5)]);
+    let second = updates[id('1').as_str()].clone();
+    assert!(matches!(&second.endpoints[..], [(_, Some(EndpointSpec::Remote(_))), (_, Some(EndpointSpec::Local(_)))]));
+    assert_eq!(second.spec.unwrap().unwrap().segments[0].local.to_string(), "192.168.0.2");
+    let updates = delete(&mut store, "/p/nodes/a", 6);
+    assert_eq!(updates[id('1').as_str()].spec, Some(None));
+}
+
+#[test]
+fn ipv6_addresses_go_with_the_ipv4_one_and_their_gateway_stays_off_the_bridge() {
+    let mut store = store();
+    let info = r#"[{"IPAMData":"{\"Gateway\":\"fd00::1/64\",\"Pool\":\"fd00::/64\"}"}]"#;
+    let value = serde_json::json!({"name": "six", "networkType": "overlay", "ipamV6Info": info}).to_string();
+    let six = |e: char, v6: &str, locator: u8, revision: i64| {
+        let value = format!(
+            r#"{{"ep_iface":{{"addr":"10.0.0.{}/24","addrv6":"{v6}/64"}},"locator":"192.168.0.{locator}","sandbox":"{}"}}"#,
+            e as u8,
+            id('c'),
+        );
+        kv(&format!("{D}/endpoint/{}/{}", id('1'), id(e)), &value, revision, revision)
+    };
+    let records = vec![
+        kv(&format!("{D}/network/{}", id('1')), &value, 2, 2),
+        overlay('1', &subnet(0, 256), 2, 2),
+        six('a', "fd00::2", 1, 3),
+        six('b', "fd00::3", 2, 3),
+        six('c', "fd07::4", 2, 3),
+    ];
+    let updates = put(&mut store, records);
+    let update = &updates[id('1').as_str()];
+    assert_eq!(update.spec.as_ref().unwrap().as_ref().unwrap().segments[0].gateways.len(), 1);
+    let [(_, Some(EndpointSpec::Local(local))), (_, Some(EndpointSpec::Remote(remote)))] = &update.endpoints[..] else {
+        panic!("{update:?}")
+    };
+    assert_eq!((local.addresses[1].to_string().as_str(), local.vni.get()), ("fd00::2/64", 256));
+    assert_eq!(remote.ips[1].to_string(), "fd00::3");
+    let rejected = &store.take_new_rejections()[0];
+    assert_eq!((rejected.field.as_str(), rejected.reason), ("ep_iface.addrv6", Reason::Misfit));
+    assert_eq!(rejected.key, format!("{D}/endpoint/{}/{}", id('1'), id('c')));
+}
+
+#[test]
+fn a_bad_version_leaves_the_good_one_in_force_and_other_keys_mean_nothing() {
+    let (mut store, _) = demo();
+    let bad = kv(&format!("{D}/overlay/network/{}", id('1')), "{", 2, 6);
+    let noise = kv(&format!("{D}/ipam/default/config/GlobalDefault"), "{", 6, 6);
+    assert!(put(&mut store, vec![bad, noise]).is_empty());
+    assert_eq!(store.counts().rejected, BTreeMap::from([(Reason::Json, 1)]));
+    assert_eq!(store.without_predecessor().count(), 0);
+    let anew = kv(&format!("{D}/overlay/network/{}", id('1')), "{", 7, 7);
+    assert_eq!(put(&mut store, vec![anew])[id('1').as_str()].spec, Some(None));
+    assert_eq!(store.without_good_version().collect::<Vec<_>>(), [name(&id('1'))]);
+    let earlier = overlay('1', &subnet(0, 256), 7, 7);
+    assert!(matches!(store.predecessor(&earlier)[id('1').as_str()].spec, Some(Some(_))));
+    let native = kv(&format!("/p/networks/{}", id('1')), r#"{"subnets":[{"cidr":"10.7.0.0/24","vni":7}]}"#, 8, 8);
+    assert!(put(&mut store, vec![native]).is_empty(), "a name of Docker's");
+    assert_eq!(store.counts().rejected[&Reason::Key], 1);
+    assert!(delete(&mut store, &format!("/p/networks/{}", id('1')), 9).is_empty());
+}
+
+#[test]
+fn names_that_collide_are_told_apart_by_the_identifier() {
+    let (mut store, _) = demo();
+    let shown = |store: &Store, n: char| store.shown_name(&name(&id(n))).to_string();
+    assert!(store.take_renamed() && !store.take_renamed());
+    put(&mut store, vec![network('2', "demo", 5), network('3', "no name", 5)]);
+    assert!(store.take_renamed());
+    assert_eq!((shown(&store, '1').as_str(), shown(&store, '2').as_str()), ("demo-1111111111", "demo-2222222222"));
+    assert_eq!(shown(&store, '3'), id('3'));
+    let native = |n: &str, vni: u32, revision: i64| {
+        let value = format!(r#"{{"subnets":[{{"cidr":"10.7.0.0/24","vni":{vni}}}]}}"#);
+        kv(&format!("/p/networks/{n}"), &value, revision, revision)
+    };
+    put(&mut store, vec![native("demo-1111111111", 7, 6)]);
+    assert_eq!((shown(&store, '1'), shown(&store, '2').as_str()), (id('1'), "demo-2222222222"));
+    delete(&mut store, &format!("{D}/network/{}", id('2')), 7);
+    assert_eq!(shown(&store, '1'), "demo");
+    assert!(store.take_renamed());
+    put(&mut store, vec![native("demo", 8, 8)]);
+    assert!(store.take_renamed());
+    assert_eq!(shown(&store, '1'), id('1'));
+}
