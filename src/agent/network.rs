@@ -118,6 +118,8 @@ fn run(name: &Name, shared: &Shared, mailbox: &Mailbox) {
         }
         let mut paced = OneRemovalAtATime { kernel: &mut kernel, removal: &shared.removal };
         let turn = turn(&mut engine, &mut paced, || shared.now(), ROUNDS);
+        // Whoever sees a repair counted must not see how things stood before it.
+        shared.board.end(name, engine.summary(), told && turn != Turn::More, work.posted);
         for note in engine.take_notes() {
             shared.metrics.count(&note);
             journal.write(&note);
@@ -128,7 +130,6 @@ fn run(name: &Name, shared: &Shared, mailbox: &Mailbox) {
                 warn!(network = %name, "no right to a large event buffer: overruns, each a full resync, come sooner");
             }
         }
-        shared.board.end(name, engine.summary(), told && turn != Turn::More, work.posted);
         match turn {
             Turn::More => {}
             Turn::Gone => {
