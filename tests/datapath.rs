@@ -294,6 +294,15 @@ fn every_foreign_change_of_a_row_is_repaired_and_counted_once() {
         &format!("{on} append 00:00:00:00:00:00 dev vxlan1 dst 192.0.2.1 self permanent"),
         &[(Kind::Flood, UNEXPECTED)],
     );
+    for n in 1..4 {
+        run(&format!("{on} append 00:00:00:00:00:00 dev vxlan1 dst 192.0.2.{n} self permanent"));
+    }
+    datapath.until("drifted", |this| this.drift().len() == 3);
+    datapath.until("repaired", |this| this.network.in_sync());
+    assert_eq!(datapath.drift(), [(Kind::Flood, UNEXPECTED); 3]);
+    let left = run("bridge -n vtepd-overlay-demo fdb show dev vxlan1");
+    assert!(!left.contains("00:00:00:00:00:00"), "{left}");
+    datapath.resyncs_without_an_operation();
     let outer = outer_name(&id("n1", "test1"));
     datapath.breaks(&format!("{on} del 02:42:0a:00:00:02 dev {outer} master"), &[(Kind::Fdb, MISSING)]);
     datapath.breaks(&format!("{on} replace 02:42:0a:00:00:02 dev {outer} master permanent"), &[(Kind::Fdb, CHANGED)]);

@@ -6,7 +6,7 @@ use super::{
     network::{BridgeRowSeen, NeighbourSeen, Network, TunnelSeen},
     plan::Planned,
     report::Note,
-    seam::{Action, Failure, FailureKind, FdbPoint, LinkRef, Op, Place},
+    seam::{Action, Failure, FailureKind, LinkRef, Op, Place},
     time::Time,
     unread::ReadCause,
 };
@@ -161,7 +161,7 @@ impl Network {
                 _ => {}
             },
             Op::PutFdb { ifindex, mac, .. } | Op::DeleteFdb { ifindex, mac, .. } => {
-                self.unread.fdb.insert(FdbPoint { ifindex: *ifindex, bridge: false, mac: *mac });
+                self.read_tunnel_row(*ifindex, *mac);
             }
             Op::PutBridgeRow { ifindex, .. } | Op::DeleteBridgeRow { ifindex, .. } => {
                 self.unread.link(LinkRef::Index(*ifindex), ReadCause::Foreign);

@@ -15,7 +15,7 @@ use super::{
     trouble::{FIRST_RETRY, LAST_RETRY},
     want::LinkWant,
 };
-use crate::{engine::object::Link, retry::Retry};
+use crate::{engine::object::Link, model::Vni, retry::Retry};
 
 /// More foreign rewrites of one object than this …
 const FIGHT_REWRITES: usize = 10;
@@ -226,6 +226,7 @@ impl Network {
         match key {
             Key::Netns => false,
             Key::Link(LinkId::Inner(id)) => self.link_missing(&LinkId::Outer(id.clone())),
+            Key::Link(LinkId::Bridge(vni)) => self.followed_a_port(*vni),
             Key::Link(id) => self.links.get(id).is_some_and(|sides| self.only_lost_its_bridge(id, sides)),
             Key::Address(id, net) => {
                 self.link_missing(id) || (net.addr().is_ipv6() && self.link_has(id, |link| !link.up || link.mtu < 1280))
@@ -248,6 +249,19 @@ impl Network {
 
     fn link_has(&self, id: &LinkId, property: impl Fn(&Link) -> bool) -> bool {
         self.links.observed_of(id).is_some_and(property)
+    }
+
+    /// A bridge whose MTU was never set to another value than the kernel's own takes its ports' least (br_mtu_auto_adjust,
+    /// net/bridge/br_if.c): it is the port that was changed.
+    fn followed_a_port(&self, vni: Vni) -> bool {
+        let id = LinkId::Bridge(vni);
+        let (Some(want), Some(link)) = (self.links.desired_of(&id), self.links.observed_of(&id)) else { return false };
+        let healed = super::delta::Fits::fits(want, &Link { mtu: want.mtu, ..link.clone() });
+        let ports = self.by_index.values().filter(|port| matches!(port, LinkId::Vxlan(_) | LinkId::Outer(_)));
+        let changed = |port: &LinkId| {
+            self.links.differs(port) && self.link_has(port, |p| p.master == Some(link.ifindex) && p.mtu == link.mtu)
+        };
+        healed && link.mtu != want.mtu && ports.into_iter().any(changed)
     }
 
     /// A bridge that goes takes its ports' membership with it.

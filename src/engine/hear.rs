@@ -11,6 +11,7 @@ use super::{
     time::Time,
     unread::ReadCause,
 };
+use crate::model::Mac;
 
 impl Network {
     /// Takes an event.
@@ -85,7 +86,7 @@ impl Network {
             let seen = TunnelSeen { dst: row.dst, plain: row.plain };
             let news = if present { observed != Some(&seen) } else { observed.is_some() };
             if news {
-                self.unread.fdb.insert(FdbPoint { ifindex: row.ifindex, bridge: false, mac: row.mac });
+                self.read_tunnel_row(row.ifindex, row.mac);
             }
         }
     }
@@ -99,6 +100,16 @@ impl Network {
         let news = if present { counts && observed != Some(&seen) } else { observed.is_some() };
         if news {
             self.read_neighbour(&key);
+        }
+    }
+
+    /// Queues a row of a VXLAN device to be read again. Of the all-zero address a look-up shows only the first destination
+    /// (vxlan_fdb_get, drivers/net/vxlan): for the flood list it takes a dump.
+    pub(super) fn read_tunnel_row(&mut self, ifindex: u32, mac: Mac) {
+        if mac.is_zero() {
+            self.unread.fdb_dump(ifindex, ReadCause::Foreign);
+        } else {
+            self.unread.fdb.insert(FdbPoint { ifindex, bridge: false, mac });
         }
     }
 

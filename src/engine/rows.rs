@@ -32,7 +32,14 @@ impl Network {
             rows.iter().filter(|row| !row.bridge).map(|row| tunnel_key(vni, row)).collect();
         let known = self.tunnels.observed_in(TunnelKey::all_of(vni));
         let unseen = known.into_iter().filter(|key| !shown.contains(key));
-        self.unread.fdb.extend(unseen.map(|key| FdbPoint { ifindex, bridge: false, mac: key.mac }));
+        for key in unseen {
+            if key.dst.is_some() {
+                // A destination of the flood list cannot be looked up: what a dump does not show of it is taken for gone.
+                self.tunnels.saw(&key, None, cause.into());
+            } else {
+                self.unread.fdb.insert(FdbPoint { ifindex, bridge: false, mac: key.mac });
+            }
+        }
     }
 
     pub(super) fn observe_fdb_rows(&mut self, points: &[FdbPoint], rows: &[FdbRow], cause: ReadCause) {

@@ -154,7 +154,7 @@ pub(super) fn create(path: &Path, mark: &str) -> Result<Held, Error> {
     on_thread(|| {
         unshare(CloneFlags::CLONE_NEWNET).because(|| "make a network namespace".to_owned())?;
         RouteSocket::open()?.call_one(encode::mark_lo(mark))?;
-        quieten_ipv6();
+        set_defaults();
         let own = Path::new("/proc/thread-self/ns/net");
         let fd = fs::File::open(own).because(|| format!("open {}", own.display()))?;
         let mut options = fs::OpenOptions::new();
@@ -169,9 +169,13 @@ pub(super) fn create(path: &Path, mark: &str) -> Result<Held, Error> {
 /// Turns IPv6 address generation off for devices to come. Each device has it off as well; but one whose MTU was below 1280 for
 /// a while starts anew with the namespace's default (addrconf_notify, net/ipv6/addrconf.c). Where `/proc/sys` is read-only the
 /// device's own setting has to do.
-fn quieten_ipv6() {
-    if let Err(error) = fs::write("/proc/sys/net/ipv6/conf/default/addr_gen_mode", "1") {
-        tracing::debug!(%error, "cannot set the namespace's default for IPv6 address generation");
+///
+/// And with its first IPv4 address of a subnet a device shall not lose the others (inet_del_ifa, net/ipv4/devinet.c).
+fn set_defaults() {
+    for (file, value) in [("ipv6/conf/default/addr_gen_mode", "1"), ("ipv4/conf/all/promote_secondaries", "1")] {
+        if let Err(error) = fs::write(Path::new("/proc/sys/net").join(file), value) {
+            tracing::debug!(%error, file, "cannot set the namespace's default");
+        }
     }
 }
 
