@@ -330,6 +330,25 @@ fn an_agent_without_memory_takes_down_what_is_no_longer_desired_and_cleanup_the_
 }
 
 #[test]
+fn a_record_that_went_bad_while_no_agent_ran_keeps_its_last_good_version_in_force() {
+    in_private!();
+    let (lab, mut agents) = seed();
+    agents.remove(0).kill().unwrap();
+    put(&lab, "endpoints/overlay-demo/docker-node2/test2", r#"{"ip":["10.0.0.3"],"netns":7}"#);
+    put(&lab, "endpoints/overlay-demo/docker-node2/test2", r#"{"ip":"10.0.0.4"}"#);
+    let mut agent = lab.hosts[0].spawn_agent(&lab.agent_options(VTEPD)).unwrap();
+    applied(&lab, &mut agent);
+    assert_eq!(count(&mut agent, "vtepd_ops_total", &[]), 0.0, "{}", agent.log_tail(40));
+    assert_eq!(count(&mut agent, "vtepd_rejected_records", &[]), 1.0);
+    lab.hosts[0].in_netns("test1", &["ping", "-c1", "-W2", "10.0.0.3"]).unwrap();
+    put(&lab, "endpoints/overlay-demo/docker-node2/test2", r#"{"ip":["10.0.0.4"]}"#);
+    applied(&lab, &mut agent);
+    assert_eq!(count(&mut agent, "vtepd_rejected_records", &[]), 0.0);
+    let fdb = run(&lab.hosts[0], "bridge -n vtepd-overlay-demo fdb show dev vxlan1 self");
+    assert!(fdb.contains("02:42:0a:00:00:04") && !fdb.contains("02:42:0a:00:00:03"), "{fdb}");
+}
+
+#[test]
 fn two_agents_of_one_instance_do_not_run_on_one_host() {
     in_private!();
     let lab = Lab::with_hosts(1).unwrap();

@@ -11,6 +11,7 @@ use tracing::{info, warn};
 
 use super::{
     Error,
+    history::History,
     mailbox::Mailbox,
     network::{self, Shared},
     pages::AgentPages,
@@ -22,6 +23,7 @@ use crate::{
     etcd::Message,
     kernel,
     model::Name,
+    schema::Kv,
 };
 
 struct Running {
@@ -38,20 +40,31 @@ pub(super) struct Director {
     swept: bool,
     /// The layouts whose watch has no server.
     lost: BTreeSet<Source>,
+    history: History,
 }
 
 impl Director {
-    pub(super) fn new(shared: Arc<Shared>, store: Store, pages: Arc<AgentPages>) -> Self {
-        Self { shared, store, pages, running: BTreeMap::new(), swept: false, lost: BTreeSet::new() }
+    pub(super) fn new(shared: Arc<Shared>, store: Store, pages: Arc<AgentPages>, history: History) -> Self {
+        Self { shared, store, pages, running: BTreeMap::new(), swept: false, lost: BTreeSet::new(), history }
     }
 
     /// Takes a message of the etcd edge about one layout.
-    pub(super) fn take(&mut self, source: Source, message: Message) -> Result<(), Error> {
+    pub(super) async fn take(&mut self, source: Source, message: Message) -> Result<(), Error> {
         match message {
             Message::Relist(reason) => self.pages.relist(reason.as_str()),
             Message::Snapshot { revision, records, .. } => {
                 info!(?source, revision, records = records.len(), "listed the store");
-                let updates = self.store.snapshot_of(source, revision, records);
+                let mut updates = self.store.snapshot_of(source, revision, records);
+                // At the start what is bad may have been good: its last good version counts before anything is done.
+                let bad = if self.swept { Vec::new() } else { self.store.without_good_versions() };
+                let store = &mut self.store;
+                let good = |earlier: &Kv| {
+                    for (name, update) in store.predecessor(earlier) {
+                        updates.entry(name).or_default().follow(update);
+                    }
+                    store.has_good_version(&earlier.key)
+                };
+                self.history.look_back(bad, good).await;
                 self.dispatch(updates, self.shared.now())?;
                 self.sweep()?;
                 self.contact(source, revision);

@@ -5,6 +5,7 @@
 
 mod board;
 mod director;
+mod history;
 mod journal;
 mod lock;
 mod mailbox;
@@ -20,7 +21,7 @@ use thiserror::Error;
 use tokio::{net::TcpListener, sync::mpsc};
 use tracing::{info, warn};
 
-use self::{director::Director, lock::Lock, network::Shared, pages::AgentPages};
+use self::{director::Director, history::History, lock::Lock, network::Shared, pages::AgentPages};
 pub use self::{
     settings::{Owner, Settings},
     takedown::cleanup,
@@ -131,13 +132,14 @@ async fn follow(settings: &Settings, shared: Arc<Shared>, pages: Arc<AgentPages>
     let (sender, mut docker) = mpsc::channel(MESSAGES);
     let docker_config = settings.docker_prefix.as_deref().map(|prefix| settings.etcd(prefix));
     let also_followed = docker_config.map(|config| AbortOnDrop(tokio::spawn(etcd::follow(config, sender))));
-    let mut director = Director::new(Arc::clone(&shared), store, pages);
+    let history = History::new(settings.etcd(&settings.prefix));
+    let mut director = Director::new(Arc::clone(&shared), store, pages, history);
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     loop {
         tokio::select! {
-            message = native.recv() => director.take(Source::Native, message.ok_or(Error::Deaf("etcd"))?)?,
+            message = native.recv() => director.take(Source::Native, message.ok_or(Error::Deaf("etcd"))?).await?,
             // Closed from the start where Docker's layout is not read.
-            Some(message) = docker.recv() => director.take(Source::Docker, message)?,
+            Some(message) = docker.recv() => director.take(Source::Docker, message).await?,
             seen = paths.recv() => director.tell(&seen.ok_or(Error::Deaf("the namespace directories"))?),
             _ = tick.tick() => director.tick()?,
         }

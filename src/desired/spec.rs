@@ -1,4 +1,4 @@
-use std::{net::IpAddr, path::PathBuf, sync::Arc};
+use std::{collections::BTreeSet, net::IpAddr, path::PathBuf, sync::Arc};
 
 use ipnet::IpNet;
 
@@ -72,6 +72,20 @@ pub enum EndpointSpec {
     Local(LocalEndpoint),
     /// It lives elsewhere.
     Remote(RemoteEndpoint),
+}
+
+impl Update {
+    /// Takes in what changed after this, so that it says both: what is newer replaces what is older, object by object.
+    pub fn follow(&mut self, newer: Self) {
+        self.revision = newer.revision;
+        if newer.spec == Some(None) {
+            self.endpoints.clear();
+        }
+        self.spec = newer.spec.or(self.spec.take());
+        let changed: BTreeSet<&EndpointId> = newer.endpoints.iter().map(|(id, _)| id).collect();
+        self.endpoints.retain(|(id, _)| !changed.contains(id));
+        self.endpoints.extend(newer.endpoints);
+    }
 }
 
 /// What changed in one network, from the store-wide stage to that network's engine.

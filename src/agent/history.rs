@@ -1,0 +1,54 @@
+//! Looks for the last good version of records that are bad when the agent starts, in etcd's history.
+
+use tracing::{debug, info};
+
+use crate::{
+    etcd::{self, Etcd},
+    schema::Kv,
+};
+
+/// So many versions of one record are looked at, …
+const VERSIONS: usize = 16;
+/// … and so many records: a store with more bad ones has other worries, and the agent has to get on.
+const RECORDS: usize = 256;
+
+/// etcd's history.
+pub(super) struct History {
+    config: etcd::Config,
+}
+
+impl History {
+    pub(super) const fn new(config: etcd::Config) -> Self {
+        Self { config }
+    }
+
+    /// The earlier versions of these records, each given with the revision of its bad version: newest first, as far back as
+    /// `good` does not take one, or as history goes.
+    pub(super) async fn look_back(&self, bad: Vec<(Vec<u8>, i64)>, mut good: impl FnMut(&Kv) -> bool) {
+        if bad.is_empty() {
+            return;
+        }
+        let etcd = match Etcd::connect(&self.config).await {
+            Ok(etcd) => etcd,
+            Err(error) => return info!(%error, "cannot look for good versions of bad records"),
+        };
+        for (key, bad_since) in bad.into_iter().take(RECORDS) {
+            let mut revision = bad_since - 1;
+            for _ in 0..VERSIONS {
+                match etcd.read(&key, revision).await {
+                    Ok(Some(earlier)) if good(&earlier) => {
+                        info!(key = %key.escape_ascii(), revision = earlier.mod_revision, "an earlier version is in force");
+                        break;
+                    }
+                    Ok(Some(earlier)) => revision = earlier.mod_revision - 1,
+                    Ok(None) => break,
+                    // Compacted, most likely.
+                    Err(error) => {
+                        debug!(key = %key.escape_ascii(), revision, %error, "cannot read an earlier version");
+                        break;
+                    }
+                }
+            }
+        }
+    }
+}
