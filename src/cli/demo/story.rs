@@ -262,9 +262,12 @@ impl Story<'_> {
         let _ = self.session.wait_for("the counters", COUNTING, look);
         let metrics = agent.metrics()?;
         let node = agent.node();
-        self.session.say(&format!("{node}$ curl -s 127.0.0.1:9474/metrics | grep -E '^vtepd_(drift|repairs|in_sync)'"));
+        self.session.say(&format!(
+            "{node}$ curl -s 127.0.0.1:9474/metrics | grep -E '^vtepd_(drift|repairs|in_sync)' | grep -v ' 0$'"
+        ));
         let prefixes = ["vtepd_drift", "vtepd_repairs", "vtepd_in_sync"];
-        for series in metrics.series.iter().filter(|s| prefixes.iter().any(|prefix| s.name.starts_with(prefix))) {
+        let shown = |name: &str| prefixes.iter().any(|prefix| name.starts_with(prefix));
+        for series in metrics.series.iter().filter(|series| series.value != 0.0 && shown(&series.name)) {
             self.session.say(&series.line);
         }
         for kind in KINDS {
