@@ -154,7 +154,9 @@ impl Network {
     pub(super) fn judge_drift(&mut self, now: Time) {
         let since = self.drift.first_sign.take().unwrap_or(now);
         let mut written = std::mem::take(&mut self.drift.written);
-        written.retain(|key| self.waits_for_its_namespace(key));
+        // What could not be read yet is still of unknown outcome.
+        let all_read = self.unread.is_empty();
+        written.retain(|key| !all_read || self.waits_for_its_namespace(key));
         self.drift.written = written;
         for key in std::mem::take(&mut self.drift.suspects) {
             let Some(reason) = self.difference(&key) else {
