@@ -80,10 +80,10 @@ impl Rejected {
     }
 }
 
-/// Text of outside as it may be shown: control characters escaped, cut where it is long.
+/// Text of outside as it may be shown: what is not printable, or turns the direction of text, escaped; cut where it is long.
 pub(super) fn printable(text: &str) -> String {
     bounded(text.chars().flat_map(|c| {
-        let shown = !c.is_control() && (c == ' ' || !c.is_whitespace());
+        let shown = matches!(c, '\'' | '"' | '\\') || c.escape_debug().len() == 1;
         let escaped = if shown { None } else { Some(c.escape_default()) };
         let plain = if shown { Some(c) } else { None };
         escaped.into_iter().flatten().chain(plain)
@@ -112,6 +112,7 @@ mod tests {
         assert_eq!(rejected.key, "/p/\\x1b[2J\\n");
         assert_eq!(rejected.field, "a\\nb");
         assert!(rejected.message.len() < 300);
+        assert_eq!(printable("\u{202e}\u{200b}\u{85} 'é\\'"), r"\u{202e}\u{200b}\u{85} 'é\'");
         assert!(rejected.to_string().starts_with("/p/\\x1b[2J\\n: a\\nb: value: xxx"));
     }
 }
