@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use prometheus::{
-    Counter, Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
-    Opts, Registry, TextEncoder, exponential_buckets,
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder, exponential_buckets,
 };
 
 use crate::engine::{Action, Cause, DriftReason, Kind, Note};
@@ -100,9 +100,8 @@ impl Metrics {
         let build: GaugeVec =
             make.own(GaugeVec::new(Opts::new("vtepd_build_info", "The version that runs; always 1."), &["version"]))?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1.0);
-        if let Ok(process) = start_time(&make) {
-            process.inc_by(unix_now());
-        }
+        make.time("process_start_time_seconds", "When the process started, in seconds since the epoch.")?
+            .set(unix_now());
         let metrics = Self {
             in_sync: make.gauges(
                 "vtepd_in_sync",
@@ -233,11 +232,6 @@ impl Metrics {
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         String::from_utf8(text).map_err(|error| Error::Msg(error.to_string()))
     }
-}
-
-/// `process_start_time_seconds`, the convention by which a counter's reset is told.
-fn start_time(make: &Maker) -> Result<Counter, Error> {
-    make.own(Counter::new("process_start_time_seconds", "When the process started, in seconds since the epoch."))
 }
 
 /// A count as a gauge's value.
