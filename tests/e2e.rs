@@ -160,6 +160,27 @@ fn the_seeds_network_stands_on_two_hosts_as_the_seed_has_it_and_they_ping() {
 }
 
 #[test]
+fn what_crosses_the_underlay_is_the_networks_own_vni_and_nothing_at_rest() {
+    in_private!();
+    let (lab, _agents) = seed();
+    let host = &lab.hosts[1];
+    let capture = |packets: &str, seconds: &str| {
+        let mut tcpdump = host
+            .command(&words(&format!("timeout {seconds} tcpdump -Z root -lnn -i enp0s8 -c {packets} udp port 4789")));
+        tcpdump.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap()
+    };
+    let quiet = capture("1", "1").wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&quiet.stdout).trim(), "", "nobody talks across the tunnel unasked");
+    let busy = capture("2", "10");
+    sleep(Duration::from_millis(300));
+    lab.hosts[0].in_netns("test1", &["ping", "-c2", "-i0.1", "-W2", "10.0.0.3"]).unwrap();
+    let seen = busy.wait_with_output().unwrap();
+    let seen = String::from_utf8_lossy(&seen.stdout).into_owned();
+    assert!(seen.contains("vni 256") && seen.contains("10.0.0.2 > 10.0.0.3: ICMP echo request"), "{seen}");
+    assert!(!seen.contains("ARP"), "ARP is answered at home: {seen}");
+}
+
+#[test]
 fn a_restarted_agent_sends_no_message_to_a_correct_kernel_and_no_ping_is_lost() {
     in_private!();
     let (lab, mut agents) = seed();
