@@ -1,6 +1,11 @@
 //! The published JSON Schema of the native records, held against what the decoders take.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test ends where something is not as it should be")]
+#![allow(
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test ends where something is not as it should be"
+)]
 
 use std::{collections::BTreeMap, fs, path::Path};
 
