@@ -18,13 +18,16 @@ use super::{
     paths::Seen,
 };
 use crate::{
-    desired::{Source, Store, Update},
+    desired::{Conflict, Source, Store, Update},
     engine::Time,
     etcd::Message,
     kernel,
     model::Name,
     schema::Kv,
 };
+
+/// So many records that are left out are named in the log; the metrics count all.
+const SAID: usize = 256;
 
 struct Running {
     mailbox: Arc<Mailbox>,
@@ -41,11 +44,22 @@ pub(super) struct Director {
     /// The layouts whose watch has no server.
     lost: BTreeSet<Source>,
     history: History,
+    /// Records that were said to be left out.
+    said: BTreeSet<String>,
 }
 
 impl Director {
     pub(super) fn new(shared: Arc<Shared>, store: Store, pages: Arc<AgentPages>, history: History) -> Self {
-        Self { shared, store, pages, running: BTreeMap::new(), swept: false, lost: BTreeSet::new(), history }
+        Self {
+            shared,
+            store,
+            pages,
+            running: BTreeMap::new(),
+            swept: false,
+            lost: BTreeSet::new(),
+            history,
+            said: BTreeSet::new(),
+        }
     }
 
     /// Takes a message of the etcd edge about one layout.
@@ -98,9 +112,25 @@ impl Director {
         for rejected in self.store.take_new_rejections() {
             warn!(%rejected, "rejected a record; its last good version stays in force");
         }
+        self.say_what_is_left_out();
         self.name();
         self.pages.store(self.store.is_complete(), self.store.revision(), &self.store.counts());
         Ok(())
+    }
+
+    /// Says, once each, which records lost a claim and which cannot be made here.
+    fn say_what_is_left_out(&mut self) {
+        let lost = self.store.conflicts().map(|conflict| {
+            let Conflict { key, field, claim, holder } = conflict;
+            format!("{key}: {field}: {claim} belongs to {holder}, which is older; taken when that goes")
+        });
+        let blocked =
+            self.store.blocked().map(|blocked| format!("{}: Blocked: {}", blocked.key, blocked.reason.as_str()));
+        let now: BTreeSet<String> = lost.chain(blocked).take(SAID).collect();
+        for record in now.difference(&self.said) {
+            warn!(record, "left out a record");
+        }
+        self.said = now;
     }
 
     /// The server answered one of the watches; it is there when it answers all of them.

@@ -1,10 +1,16 @@
 //! A network's notes as log lines, at a bounded rate: ten thousand rows that drift at once are a number, not as many lines.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use tracing::{debug, info, warn};
 
-use crate::{engine::Note, model::Name};
+use crate::{
+    engine::{Blocked, Note},
+    model::Name,
+};
 
 /// So many lines …
 const LINES: u32 = 50;
@@ -18,16 +24,31 @@ pub(super) struct Journal {
     since: Instant,
     written: u32,
     suppressed: u64,
+    /// What was said to be blocked: object and reason.
+    blocked: BTreeSet<(String, String)>,
 }
 
 impl Journal {
     pub(super) fn new(network: Name) -> Self {
-        Self { network, since: Instant::now(), written: 0, suppressed: 0 }
+        Self { network, since: Instant::now(), written: 0, suppressed: 0, blocked: BTreeSet::new() }
     }
 
     /// What the network is called from now on.
     pub(super) fn call(&mut self, network: Name) {
         self.network = network;
+    }
+
+    /// Says what cannot be made, once for each object and reason.
+    pub(super) fn blocked(&mut self, now: &[Blocked]) {
+        let now: BTreeSet<_> = now.iter().map(|b| (b.object.clone(), b.message.clone())).collect();
+        for (object, reason) in now.difference(&std::mem::take(&mut self.blocked)) {
+            if self.allowed() {
+                warn!(network = %self.network, object, reason, "blocked; tried again later");
+            } else {
+                self.suppressed += 1;
+            }
+        }
+        self.blocked = now;
     }
 
     pub(super) fn write(&mut self, note: &Note) {

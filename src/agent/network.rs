@@ -119,7 +119,9 @@ fn run(name: &Name, shared: &Shared, mailbox: &Mailbox) {
         let mut paced = OneRemovalAtATime { kernel: &mut kernel, removal: &shared.removal };
         let turn = turn(&mut engine, &mut paced, || shared.now(), ROUNDS);
         // Whoever sees a repair counted must not see how things stood before it.
-        shared.board.end(name, engine.summary(), told && turn != Turn::More, work.posted);
+        let summary = engine.summary();
+        journal.blocked(&summary.blocked);
+        shared.board.end(name, summary, told && turn != Turn::More, work.posted);
         for note in engine.take_notes() {
             shared.metrics.count(&note);
             journal.write(&note);
