@@ -70,7 +70,8 @@ impl Director {
                 info!(?source, revision, records = records.len(), "listed the store");
                 let mut updates = self.store.snapshot_of(source, revision, records);
                 // At the start what is bad may have been good: its last good version counts before anything is done.
-                let bad = if self.swept { Vec::new() } else { self.store.without_good_versions() };
+                let bad = self.store.without_predecessor().filter(|_| !self.swept);
+                let bad = bad.map(|(key, since)| (key.to_vec(), since)).collect();
                 let store = &mut self.store;
                 let good = |earlier: &Kv| {
                     for (name, update) in store.predecessor(earlier) {

@@ -127,11 +127,6 @@ impl Store {
             .map(|(whole, (modified, _))| (whole.as_slice(), *modified))
     }
 
-    /// The same as a list of their own.
-    pub fn without_good_versions(&self) -> Vec<(Vec<u8>, i64)> {
-        self.without_predecessor().map(|(key, since)| (key.to_vec(), since)).collect()
-    }
-
     /// Whether some version of a record is in force.
     pub fn has_good_version(&self, key: &[u8]) -> bool {
         !self.without_predecessor().any(|(bad, _)| bad == key)

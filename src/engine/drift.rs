@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    delta::{Sides, Table},
+    delta::{Fits, Sides, Table},
     key::{BridgeRowKey, Key, Kind, LinkId},
     network::{Netns, Network},
     report::{DriftReason, Note},
@@ -21,12 +21,6 @@ use crate::{engine::object::Link, model::Vni, retry::Retry};
 const FIGHT_REWRITES: usize = 10;
 /// … within this time are a fight, which is damped.
 const FIGHT_WINDOW: Duration = Duration::from_secs(10);
-
-/// A drift that is not repaired yet.
-#[derive(Debug)]
-struct Episode {
-    since: Time,
-}
 
 /// Foreign rewrites of one object.
 #[derive(Debug, Default)]
@@ -47,7 +41,8 @@ impl Rewrites {
 #[derive(Debug, Default)]
 pub(super) struct Drift {
     suspects: BTreeSet<Key>,
-    open: BTreeMap<Key, Episode>,
+    /// Drift that is not repaired yet, each with its first sign.
+    open: BTreeMap<Key, Time>,
     rewrites: BTreeMap<Key, Rewrites>,
     /// Written by us, with an outcome that is known only when it is read: what shows there is not somebody else's doing.
     written: BTreeSet<Key>,
@@ -84,7 +79,7 @@ impl Drift {
 
     /// Ends an object's episode; the time of its first sign, when there was one.
     pub(super) fn close(&mut self, key: &Key) -> Option<Time> {
-        self.open.remove(key).map(|episode| episode.since)
+        self.open.remove(key)
     }
 
     pub(super) fn is_open(&self, key: &Key) -> bool {
@@ -174,7 +169,7 @@ impl Network {
             if let Some(pause) = self.drift.rewritten(&key, now) {
                 self.notes.push(Note::Damped { object: key.to_string(), pause });
             }
-            self.drift.open.insert(key, Episode { since });
+            self.drift.open.insert(key, since);
         }
         self.drift.rewrites.retain(|_, rewrites| !rewrites.over(now));
     }
@@ -189,7 +184,7 @@ impl Network {
 
     /// How an object differs from what is desired; `None` when it does not.
     pub(super) fn difference(&self, key: &Key) -> Option<DriftReason> {
-        fn of<K: Ord + Clone, D: super::delta::Fits<O> + PartialEq, O: PartialEq>(
+        fn of<K: Ord + Clone, D: Fits<O> + PartialEq, O: PartialEq>(
             table: &Table<K, D, O>,
             key: &K,
         ) -> Option<DriftReason> {
@@ -236,7 +231,7 @@ impl Network {
             Key::Tunnel(key) => self.link_missing(&LinkId::Vxlan(key.vni)),
             Key::BridgeRow(key) => self.port_lost(key),
             Key::Neighbour(key) => {
-                let id = if key.on_bridge { LinkId::Bridge(key.vni) } else { LinkId::Vxlan(key.vni) };
+                let id = key.link();
                 let mac = self.links.desired_of(&id).map(|want| want.mac);
                 self.link_missing(&id)
                     || self.link_has(&id, |link| !link.up || Some(link.mac) != mac)
@@ -258,7 +253,7 @@ impl Network {
     fn followed_a_port(&self, vni: Vni) -> bool {
         let id = LinkId::Bridge(vni);
         let (Some(want), Some(link)) = (self.links.desired_of(&id), self.links.observed_of(&id)) else { return false };
-        let healed = super::delta::Fits::fits(want, &Link { mtu: want.mtu, ..link.clone() });
+        let healed = Fits::fits(want, &Link { mtu: want.mtu, ..link.clone() });
         let ports = self.by_index.values().filter(|port| matches!(port, LinkId::Vxlan(_) | LinkId::Outer(_)));
         let changed = |port: &LinkId| {
             self.links.differs(port) && self.link_has(port, |p| p.master == Some(link.ifindex) && p.mtu == link.mtu)
@@ -278,7 +273,7 @@ impl Network {
         let healed = want.port().map(|(_, port)| {
             let mut want = want.clone();
             want.join(u32::MAX);
-            super::delta::Fits::fits(&want, &Link { master: Some(u32::MAX), port: Some(port), ..link.clone() })
+            Fits::fits(&want, &Link { master: Some(u32::MAX), port: Some(port), ..link.clone() })
         });
         self.link_missing(&LinkId::Bridge(vni)) && link.master.is_none() && healed == Some(true)
     }

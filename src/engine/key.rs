@@ -72,6 +72,11 @@ impl BridgeRowKey {
 }
 
 impl NeighbourKey {
+    /// The link whose table it is in.
+    pub const fn link(&self) -> LinkId {
+        if self.on_bridge { LinkId::Bridge(self.vni) } else { LinkId::Vxlan(self.vni) }
+    }
+
     /// The range of keys of one of a segment's devices.
     pub fn all_of(vni: Vni, on_bridge: bool) -> std::ops::RangeInclusive<Self> {
         let (least, most) = (IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::from([0xff; 16])));

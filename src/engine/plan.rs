@@ -316,7 +316,7 @@ impl Network {
     fn neighbour_ops(&self, now: Time) -> impl Iterator<Item = Planned> {
         self.neighbours.differing().filter_map(move |key| {
             let sides = self.neighbours.get(key)?;
-            let id = if key.on_bridge { LinkId::Bridge(key.vni) } else { LinkId::Vxlan(key.vni) };
+            let id = key.link();
             let mac = self.links.desired_of(&id)?.mac;
             // Bringing the link up, or giving it its address, would flush what is set before.
             let link = self.links.observed_of(&id).filter(|link| link.up && link.mac == mac)?;

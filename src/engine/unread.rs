@@ -284,7 +284,7 @@ impl Network {
 
     /// Queues a row of a neighbour table to be looked up.
     pub(super) fn read_neighbour(&mut self, key: &NeighbourKey) {
-        let link = if key.on_bridge { LinkId::Bridge(key.vni) } else { LinkId::Vxlan(key.vni) };
+        let link = key.link();
         if let Some(ifindex) = self.links.observed_of(&link).map(|link| link.ifindex) {
             self.unread.neighbours.insert((ifindex, key.ip));
         }
