@@ -29,11 +29,11 @@ use std::{
 use acts::{Act, CONTAINERS, act, devices, wiring};
 use picture::{Picture, heard, picture};
 use sim_kernel::{Chance, SimKernel};
-use support::{attempt, private_host, run};
+use support::{attempt, kernel_of, private_host, run};
 use twins::{Side, Twins, at};
 use vtepd::{
     engine::{Answer, Failure, Kernel, NetnsState, Op, Query},
-    kernel::{Config, NetworkKernel},
+    kernel::NetworkKernel,
 };
 
 const NETNS: &str = "vtepd-demo";
@@ -49,15 +49,6 @@ struct Pair {
     before: Picture,
     log: Vec<String>,
     seed: u64,
-}
-
-fn real_kernel() -> NetworkKernel {
-    NetworkKernel::new(Config {
-        instance: "default".into(),
-        network: "demo".parse().unwrap(),
-        netns_dir: "/run/netns".into(),
-        netns_roots: vec!["/run/netns".into()],
-    })
 }
 
 /// Whether a link's next IPv4 address of a subnet takes the place of the first; new namespaces have it from the host.
@@ -108,8 +99,8 @@ impl Pair {
     fn new(seed: u64) -> Self {
         let mut this = Self {
             sim: SimKernel::new(seed),
-            real: real_kernel(),
-            other: real_kernel(),
+            real: kernel_of("demo"),
+            other: kernel_of("demo"),
             netns: Answer::Netns(NetnsState::Absent),
             twins: Twins::default(),
             before: Picture::new(),

@@ -21,11 +21,11 @@ use std::{
 };
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use support::{json, private_host, run};
+use support::{ip, json, kernel_of, private_host, run};
 use vtepd::{
     desired::{EndpointSpec, LocalEndpoint, NetworkSpec, RemoteEndpoint, Segment, Update},
     engine::{Config, DriftReason, Event, Kind, Network, Note, Time, Turn, outer_name, turn},
-    kernel::{self, NetworkKernel},
+    kernel::NetworkKernel,
     model::{EndpointId, Mac, Name},
 };
 
@@ -38,10 +38,6 @@ struct Datapath {
     kernel: NetworkKernel,
     origin: Instant,
     notes: Vec<Note>,
-}
-
-fn ip(text: &str) -> IpAddr {
-    text.parse().unwrap()
 }
 
 fn id(node: &str, endpoint: &str) -> EndpointId {
@@ -82,12 +78,7 @@ fn desired(remotes: u32) -> Update {
 
 fn agent() -> (Network, NetworkKernel) {
     let name: Name = "overlay-demo".parse().unwrap();
-    let kernel = NetworkKernel::new(kernel::Config {
-        instance: "default".into(),
-        network: name.clone(),
-        netns_dir: "/run/netns".into(),
-        netns_roots: vec!["/run/netns".into()],
-    });
+    let kernel = kernel_of("overlay-demo");
     let config = Config { name, netns: kernel.path().clone(), group: 0x76, resync: Duration::from_secs(3600) };
     (Network::new(config), kernel)
 }

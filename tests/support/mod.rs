@@ -8,13 +8,17 @@
     reason = "a test ends where something is not as it should be, and not every test needs all of this"
 )]
 
-use std::process::Command;
+use std::{net::IpAddr, process::Command};
 
 use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
 };
 use serde_json::Value;
+use vtepd::{
+    kernel::{Config, NetworkKernel},
+    model::Mac,
+};
 
 /// Puts the calling thread, and the processes that it starts from then on, on a host of their own with an empty `/run`.
 ///
@@ -60,4 +64,22 @@ pub(crate) fn attempt(command: &str) -> (bool, String) {
 pub(crate) fn json(command: &str) -> Value {
     let output = run(command);
     if output.trim().is_empty() { Value::Array(Vec::new()) } else { serde_json::from_str(&output).expect(command) }
+}
+
+/// The edge of a network of the instance `default`, with two roots for endpoints.
+pub(crate) fn kernel_of(network: &str) -> NetworkKernel {
+    NetworkKernel::new(Config {
+        instance: "default".to_owned(),
+        network: network.parse().unwrap(),
+        netns_dir: "/run/netns".into(),
+        netns_roots: vec!["/run/netns".into(), "/run/docker/netns".into()],
+    })
+}
+
+pub(crate) fn mac(text: &str) -> Mac {
+    text.parse().unwrap()
+}
+
+pub(crate) fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
 }

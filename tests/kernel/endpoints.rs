@@ -1,0 +1,113 @@
+//! Veth pairs into endpoints' namespaces, and what is no such namespace.
+
+use std::fs;
+
+use serde_json::json as value;
+use vtepd::{
+    engine::{Address, FailureKind, InnerAt, InnerState, Kernel, LinkChange, LinkKind, Op, Place, Port},
+    kernel::NetworkKernel,
+};
+
+use crate::{
+    edge::{GROUP, datapath, do_all, inner, inner_at, link, set, veth},
+    support::{json, run},
+};
+
+#[test]
+fn a_veth_pair_stands_in_both_namespaces_by_one_message() {
+    let (mut kernel, br0, _) = datapath();
+    run("ip netns add test1");
+    do_all(&mut kernel, &[Op::AddLink(veth("veth2", "test1"))]);
+    let outer = link(&mut kernel, "veth2");
+    let port = Port { learning: false, unicast_flood: false };
+    let change = LinkChange {
+        master: Some(br0),
+        port: Some(port),
+        addr_gen_none: true,
+        up: Some(true),
+        ..LinkChange::default()
+    };
+    let place = Place::Inner(inner_at("test1").netns);
+    let InnerState::Netns { link: Some((eth0, _)), .. } = inner(&mut kernel, inner_at("test1")) else { panic!() };
+    let net = "10.0.0.2/24".parse().unwrap();
+    let net6 = "fd00::2/64".parse().unwrap();
+    let up = LinkChange { up: Some(true), ..LinkChange::default() };
+    do_all(
+        &mut kernel,
+        &[
+            set(outer.ifindex, change),
+            Op::SetLink { place: place.clone(), ifindex: eth0.ifindex, change: up },
+            Op::AddAddress { place: place.clone(), ifindex: eth0.ifindex, net },
+            Op::AddAddress { place: place.clone(), ifindex: eth0.ifindex, net: net6 },
+        ],
+    );
+    let shown = json("ip -n test1 -j -d addr show eth0");
+    assert_eq!((&shown[0]["address"], &shown[0]["mtu"]), (&value!("02:42:0a:00:00:02"), &value!(1450)));
+    assert_eq!(shown[0]["group"], GROUP.to_string());
+    let v4 = &shown[0]["addr_info"][0];
+    assert_eq!(
+        (&v4["local"], &v4["broadcast"], &v4["scope"]),
+        (&value!("10.0.0.2"), &value!("10.0.0.255"), &value!("global"))
+    );
+    let v6 = &shown[0]["addr_info"][1];
+    assert_eq!((&v6["local"], &v6["nodad"]), (&value!("fd00::2"), &value!(true)));
+
+    let outer = link(&mut kernel, "veth2");
+    assert_eq!((outer.port, outer.master, outer.mtu, outer.group), (Some(port), Some(br0), 1450, GROUP));
+    let InnerState::Netns { nsid, link: Some((eth0, addresses)), .. } = inner(&mut kernel, inner_at("test1")) else {
+        panic!()
+    };
+    assert_eq!(outer.kind, LinkKind::Veth { peer: Some(eth0.ifindex), peer_nsid: nsid });
+    assert!(nsid.is_some());
+    let at_index = InnerAt { ifindex: Some(eth0.ifindex), ifname: "renamed".to_owned(), ..inner_at("test1") };
+    assert!(matches!(inner(&mut kernel, at_index), InnerState::Netns { link: Some(_), .. }), "found by index");
+    let ours: Vec<_> = addresses.iter().filter(|address| address.ours).map(|address| address.net).collect();
+    assert_eq!(ours, [net, net6]);
+    assert!(addresses.iter().all(|Address { ifindex, .. }| *ifindex == eth0.ifindex));
+
+    let delete = Op::DeleteAddress { place: place.clone(), ifindex: eth0.ifindex, net };
+    do_all(&mut kernel, &[delete.clone(), delete]);
+    let delete = Op::DeleteLink { place, ifindex: eth0.ifindex };
+    do_all(&mut kernel, &[delete.clone(), delete.clone()]);
+    assert_eq!(json("ip -n vtepd-demo -j link show type veth"), value!([]), "the other end went with it");
+    run("ip netns del test1");
+    do_all(&mut kernel, &[delete]);
+}
+
+#[test]
+fn paths_that_are_not_an_endpoints_namespace_are_told_apart() {
+    let (mut kernel, ..) = datapath();
+    run("ip netns add test1");
+    let state = |kernel: &mut NetworkKernel, path: &str| inner(kernel, InnerAt { netns: path.into(), ..inner_at("") });
+    fs::write("/run/netns/file", "").unwrap();
+    fs::create_dir("/run/netns/dir").unwrap();
+    nix::unistd::mkfifo("/run/netns/fifo", nix::sys::stat::Mode::S_IRUSR).unwrap();
+    std::os::unix::fs::symlink("/run/netns/test1", "/run/netns/link").unwrap();
+    std::os::unix::fs::symlink("/proc/self/ns", "/run/netns/dir/ns").unwrap();
+    run("touch /run/netns/host /run/netns/uts");
+    run("mount --bind /proc/self/ns/net /run/netns/host");
+    run("mount --bind /proc/self/ns/uts /run/netns/uts");
+    for path in ["/run/netns/none", "/run/netns/none/x", "/run/netns/file", "/run/docker/netns/x"] {
+        assert_eq!(state(&mut kernel, path), InnerState::NoNetns, "{path}");
+    }
+    for (path, reason) in [
+        ("/run/other/test1", "allowed root"),
+        ("/run/netns", "allowed root"),
+        ("/run/netns/../netns/test1", "allowed root"),
+        ("/run/netns/dir", "not a network namespace"),
+        ("/run/netns/fifo", "not a network namespace"),
+        ("/run/netns/uts", "not a network namespace"),
+        ("/run/netns/link", "symbolic link"),
+        ("/run/netns/dir/ns/net", "symbolic link"),
+        ("/run/netns/host", "the host's own"),
+        ("/run/netns/vtepd-demo", "an overlay namespace"),
+    ] {
+        let InnerState::Refused(said) = state(&mut kernel, path) else { panic!("{path}") };
+        assert!(said.contains(reason), "{path}: {said}");
+    }
+    let InnerState::Netns { nsid: None, link: None, .. } = state(&mut kernel, "/run/netns/test1") else { panic!() };
+    let mut new = veth("veth2", "host");
+    assert_eq!(kernel.apply(&[Op::AddLink(new)])[0].as_ref().unwrap_err().kind, FailureKind::Refused);
+    new = veth("veth2", "none");
+    assert_eq!(kernel.apply(&[Op::AddLink(new)])[0].as_ref().unwrap_err().kind, FailureKind::NotFound);
+}

@@ -1,0 +1,162 @@
+//! Bridge and VXLAN device, and the underlay that they stand on.
+
+use serde_json::json as value;
+use vtepd::{
+    engine::{
+        Answer, FailureKind, Kernel, Link, LinkChange, LinkKind, LinkRef, NewLink, Op, Port, Query, VxlanAttributes,
+    },
+    kernel::{mtu_of, source_towards},
+};
+
+use crate::{
+    edge::{GROUP, bridge, datapath, do_all, link, set, vxlan},
+    support::{ip, json, kernel_of, mac, private_host, run},
+};
+
+#[test]
+fn bridge_and_vxlan_device_stand_as_the_witness_shows() {
+    let (mut kernel, br0, vxlan1) = datapath();
+    let links = json("ip -n vtepd-demo -j -d link show type bridge");
+    let br = &links[0];
+    assert_eq!(br["linkinfo"]["info_data"]["mcast_snooping"], 0);
+    assert_eq!((&br["address"], &br["mtu"]), (&value!("02:42:0a:00:00:01"), &value!(1450)));
+    assert_eq!(br["inet6_addr_gen_mode"], "none");
+    assert_eq!(br["group"], GROUP.to_string());
+    let links = json("ip -n vtepd-demo -j -d link show type vxlan");
+    let vx = &links[0];
+    let data = &vx["linkinfo"]["info_data"];
+    assert_eq!((&data["id"], &data["port"], &data["local"]), (&value!(256), &value!(4789), &value!("192.168.205.10")));
+    assert_eq!((&data["learning"], &data["proxy"]), (&value!(false), &value!(true)), "{data}");
+    assert_eq!(
+        (&vx["address"], &vx["mtu"], &vx["master"]),
+        (&value!("02:00:00:00:00:01"), &value!(1450), &value!("br0"))
+    );
+    let port = &vx["linkinfo"]["info_slave_data"];
+    assert_eq!((&port["learning"], &port["flood"]), (&value!(false), &value!(true)));
+    assert_eq!(vx["inet6_addr_gen_mode"], "none");
+    assert!(vx["link_netnsid"].is_number(), "its socket is in the host's namespace: {vx}");
+    assert!(run("ss -uln").contains(":4789"), "the host's UDP port is taken");
+    assert_eq!(json("ip -n vtepd-demo -6 -j addr show scope link"), value!([]), "IPv6 addresses itself nowhere");
+
+    let Answer::Links(links, addresses) = kernel.read(&Query::Links).unwrap() else { panic!() };
+    assert_eq!(links.iter().map(|link| &*link.name).collect::<Vec<_>>(), ["lo", "br0", "vxlan1"]);
+    assert!(addresses.iter().all(|address| address.ifindex == 1 && !address.ours));
+    let expected =
+        VxlanAttributes { vni: 256, port: 4789, local: Some(ip("192.168.205.10")), learning: false, proxy: true };
+    let shown = links[2].clone();
+    assert_eq!(
+        shown,
+        Link {
+            ifindex: vxlan1,
+            name: "vxlan1".to_owned(),
+            mac: mac("02:00:00:00:00:01"),
+            mtu: 1450,
+            up: true,
+            master: Some(br0),
+            group: GROUP,
+            addr_gen_none: true,
+            kind: LinkKind::Vxlan(expected),
+            port: Some(Port { learning: false, unicast_flood: true }),
+        }
+    );
+    assert_eq!((&links[1].kind, links[1].up), (&LinkKind::Bridge { mcast_snooping: false }, true));
+    let gone = kernel.read(&Query::Link(LinkRef::Index(4711))).unwrap();
+    assert_eq!(gone, Answer::Links(vec![], vec![]));
+}
+
+#[test]
+fn a_vxlan_device_over_ipv6_keeps_its_local_address_and_flood_networks_do_not_proxy() {
+    private_host();
+    let mut kernel = kernel_of("demo");
+    let mut new = vxlan(7, "fd00::10");
+    if let NewLink::Vxlan { proxy, .. } = &mut new {
+        *proxy = false;
+    }
+    do_all(&mut kernel, &[Op::CreateNetns, Op::AddLink(new)]);
+    let LinkKind::Vxlan(shown) = link(&mut kernel, "vxlan1").kind else { panic!() };
+    assert_eq!((shown.local, shown.proxy), (Some(ip("fd00::10")), false));
+}
+
+#[test]
+fn a_device_of_the_host_with_the_same_name_is_no_obstacle_and_stays() {
+    private_host();
+    run("ip link add vxlan1 type veth peer name br0");
+    let mut kernel = kernel_of("demo");
+    do_all(&mut kernel, &[Op::CreateNetns, Op::AddLink(bridge()), Op::AddLink(vxlan(7, "192.168.205.10"))]);
+    assert_eq!(json("ip -j -d link show vxlan1")[0]["linkinfo"]["info_kind"], "veth");
+    assert!(matches!(link(&mut kernel, "vxlan1").kind, LinkKind::Vxlan(_)));
+    let again = kernel.apply(&[Op::AddLink(bridge()), Op::AddLink(vxlan(7, "192.168.205.10"))]);
+    assert!(again.iter().all(|result| result.as_ref().unwrap_err().kind == FailureKind::Exists), "{again:?}");
+}
+
+#[test]
+fn a_link_is_changed_in_place_and_the_first_refusal_is_told() {
+    let (mut kernel, br0, vxlan1) = datapath();
+    let change = LinkChange {
+        name: Some("vxlan9".to_owned()),
+        mac: Some(mac("02:00:00:00:00:09")),
+        mtu: Some(1400),
+        group: Some(5),
+        local: Some(ip("192.168.205.11")),
+        ..LinkChange::default()
+    };
+    do_all(&mut kernel, &[set(vxlan1, change)]);
+    let shown = link(&mut kernel, "vxlan9");
+    assert_eq!((shown.mac, shown.mtu, shown.group), (mac("02:00:00:00:00:09"), 1400, 5));
+    let LinkKind::Vxlan(attributes) = shown.kind else { panic!() };
+    assert_eq!(attributes.local, Some(ip("192.168.205.11")));
+    assert_eq!((attributes.vni, attributes.port, attributes.proxy, attributes.learning), (256, 4789, true, false));
+
+    run("ip -n vtepd-demo link set br0 type bridge mcast_snooping 1");
+    run("ip -n vtepd-demo link set vxlan9 type vxlan learning");
+    let LinkKind::Vxlan(attributes) = link(&mut kernel, "vxlan9").kind else { panic!() };
+    assert!(attributes.learning);
+    do_all(
+        &mut kernel,
+        &[
+            set(br0, LinkChange { mcast_snooping_off: true, ..LinkChange::default() }),
+            set(vxlan1, LinkChange { learning_off: true, ..LinkChange::default() }),
+        ],
+    );
+    let LinkKind::Vxlan(attributes) = link(&mut kernel, "vxlan9").kind else { panic!() };
+    assert!(!attributes.learning);
+    assert_eq!(link(&mut kernel, "br0").kind, LinkKind::Bridge { mcast_snooping: false });
+
+    let wrong = LinkChange { mtu: Some(1), up: Some(false), name: Some("br0".to_owned()), ..LinkChange::default() };
+    let failed = kernel.apply(&[set(vxlan1, wrong), set(4711, LinkChange { up: Some(true), ..LinkChange::default() })]);
+    assert_eq!(failed[0].as_ref().unwrap_err().kind, FailureKind::Exists);
+    assert_eq!(failed[1].as_ref().unwrap_err().kind, FailureKind::NotFound);
+    let down = LinkChange { master: Some(4711), up: Some(true), ..LinkChange::default() };
+    assert!(kernel.apply(&[set(vxlan1, down)])[0].is_err());
+    assert!(!link(&mut kernel, "vxlan9").up, "it does not come up half made");
+}
+
+#[test]
+fn the_kernels_own_words_are_in_the_failure() {
+    let (mut kernel, ..) = datapath();
+    let mut new = vxlan(256, "192.168.205.10");
+    if let NewLink::Vxlan { name, .. } = &mut new {
+        *name = "vxlan3".to_owned();
+    }
+    let failure = kernel.apply(&[Op::AddLink(new)])[0].clone().unwrap_err();
+    assert_eq!(failure.kind, FailureKind::Exists);
+    assert!(failure.message.contains("EEXIST") && failure.message.contains("VNI"), "{failure}");
+    let failure = kernel.apply(&[Op::PutFdb { ifindex: 1, mac: mac("02:42:0a:00:00:03"), dst: ip("1.2.3.4") }]);
+    println!("{}", failure[0].as_ref().unwrap_err());
+}
+
+#[test]
+fn the_underlays_mtu_and_source_address_are_those_of_the_host() {
+    private_host();
+    run("ip link add eth9 mtu 1400 type veth peer name eth10");
+    run("ip link set eth10 up");
+    run("ip addr add 192.168.205.10/24 dev eth9");
+    run("ip addr add fd00::10/64 dev eth9 nodad");
+    run("ip link set eth9 up");
+    assert_eq!(mtu_of(ip("192.168.205.10")).unwrap(), Some(1400));
+    assert_eq!(mtu_of(ip("fd00::10")).unwrap(), Some(1400));
+    assert_eq!(mtu_of(ip("192.168.205.11")).unwrap(), None);
+    assert_eq!(source_towards(ip("192.168.205.77")).unwrap(), ip("192.168.205.10"));
+    assert_eq!(source_towards(ip("fd00::77")).unwrap(), ip("fd00::10"));
+    assert!(source_towards(ip("8.8.8.8")).is_err());
+}
