@@ -1,20 +1,15 @@
 //! Docker's layout from end to end: its records, as they stood in etcd, on two hosts in private namespaces.
 
-#![allow(
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "a test ends where something is not as it should be"
-)]
-
 use std::{collections::BTreeMap, thread::sleep, time::Duration};
 
-use vtepd::lab::{Agent, Host, Lab, LabError, Write, in_private_namespaces, wait_for};
+use vtepd::lab::{Agent, Host, Lab, LabError};
 
-const VTEPD: &str = env!("CARGO_BIN_EXE_vtepd");
-const PATIENCE: Duration = Duration::from_secs(30);
-const DEMO: &str = include_str!("fixtures/docker/demo.jsonl");
+use crate::hosts::{
+    self, assert_no_operation, count, gone, in_private, options, ping, record, restart_without_an_operation, run,
+    until, words,
+};
+
+const DEMO: &str = include_str!("../fixtures/docker/demo.jsonl");
 const PREFIX: &str = "/docker/network/v1.0";
 const NID: &str = "d6c35f4f5a6969dd5907c7049e56ae746d1ba947f478129cfbada23e558082eb";
 const EIDS: [&str; 2] = [
@@ -23,20 +18,6 @@ const EIDS: [&str; 2] = [
 ];
 const SANDBOXES: [&str; 2] = ["dd4530e2782c", "8bbc689974f1"];
 const OVERLAY: &str = "vtepd-d6c35f4f5a";
-
-/// Runs the rest of the test alone in private namespaces.
-macro_rules! in_private {
-    () => {{
-        let test = std::thread::current().name().unwrap().to_owned();
-        if !in_private_namespaces(&test).unwrap() {
-            return;
-        }
-    }};
-}
-
-fn words(text: &str) -> Vec<&str> {
-    text.split_whitespace().collect()
-}
 
 /// Every document of the demo, in the order in which it was listed.
 fn documents() -> Vec<(String, String)> {
@@ -65,13 +46,13 @@ fn add_sandbox(host: &Host, name: &str) {
 }
 
 fn spawn(lab: &Lab) -> Vec<Agent> {
-    let mut options = lab.agent_options(VTEPD);
+    let mut options = options(lab);
     options.arguments = words(&format!("--docker-prefix {PREFIX}/")).into_iter().map(str::to_owned).collect();
     lab.hosts.iter().map(|host| host.spawn_agent(&options).unwrap()).collect()
 }
 
 /// Two hosts with a sandbox each and an agent each.
-fn hosts() -> (Lab, Vec<Agent>) {
+fn sandboxes() -> (Lab, Vec<Agent>) {
     let lab = Lab::new().unwrap();
     for (host, sandbox) in lab.hosts.iter().zip(SANDBOXES) {
         add_sandbox(host, sandbox);
@@ -80,8 +61,15 @@ fn hosts() -> (Lab, Vec<Agent>) {
     (lab, agents)
 }
 
+/// An agent on every host, with all applied that the store has.
+fn started(lab: &Lab) -> Vec<Agent> {
+    let mut agents = spawn(lab);
+    applied(lab, &mut agents);
+    agents
+}
+
 fn demo() -> (Lab, Vec<Agent>) {
-    let (lab, mut agents) = hosts();
+    let (lab, mut agents) = sandboxes();
     for (key, value) in documents() {
         lab.etcd.put(&key, &value).unwrap();
     }
@@ -93,28 +81,7 @@ fn demo() -> (Lab, Vec<Agent>) {
 fn applied(lab: &Lab, agents: &mut [Agent]) {
     // A key that means nothing: once it is heard, all before it is.
     put(lab, "idm/heard", "x");
-    let revision = lab.etcd.revision().unwrap() as f64;
-    for agent in agents {
-        let looked = wait_for("the agent applies everything", PATIENCE, || {
-            agent.check_running()?;
-            let metrics = agent.metrics()?;
-            let done = metrics.count("vtepd_applied_revision", &[]);
-            let lagging = metrics.series.iter().filter(|s| s.name == "vtepd_in_sync" && s.value != 1.0).count();
-            if done >= revision && lagging == 0 && agent.http_status("/readyz")? == 200 {
-                return Ok(());
-            }
-            Err(LabError::not_so(format!("applied {done} of {revision}, {lagging} not in sync")))
-        });
-        looked.unwrap_or_else(|error| panic!("{error}\n{}", agent.log_tail(40)));
-    }
-}
-
-fn count(agent: &mut Agent, name: &str, labels: &[(&str, &str)]) -> f64 {
-    agent.metrics().unwrap().count(name, labels)
-}
-
-fn ping(host: &Host, sandbox: &str, to: &str) {
-    host.in_netns(sandbox, &["ping", "-c1", "-W2", to]).unwrap();
+    hosts::applied(lab, agents);
 }
 
 /// FDB rows and neighbours of the VXLAN device: MAC and VTEP, address and MAC.
@@ -165,21 +132,13 @@ fn every_document_of_the_demo_is_put_as_it_stands_and_the_datapath_is_dockers() 
     }
     // Repair and a restart are as with any other network.
     let host = &lab.hosts[0];
-    host.run(&words(&format!("bridge -n {OVERLAY} fdb del 02:42:0a:00:00:03 dev vxlan1"))).unwrap();
-    wait_for("the repair", PATIENCE, || {
-        let repaired = agents[0].metrics()?.count("vtepd_repairs_total", &[("result", "ok")]);
+    run(host, &format!("bridge -n {OVERLAY} fdb del 02:42:0a:00:00:03 dev vxlan1"));
+    until(&mut agents[0], "the repair", |agent| {
+        let repaired = agent.metrics()?.count("vtepd_repairs_total", &[("result", "ok")]);
         if repaired >= 1.0 { Ok(()) } else { Err(LabError::not_so("not repaired")) }
-    })
-    .unwrap();
+    });
     ping(host, SANDBOXES[0], "10.0.0.3");
-    for agent in agents {
-        agent.stop().unwrap();
-    }
-    let mut agents = spawn(&lab);
-    applied(&lab, &mut agents);
-    for agent in &mut agents {
-        assert_eq!(count(agent, "vtepd_ops_total", &[]), 0.0, "{}", agent.log_tail(40));
-    }
+    restart_without_an_operation(agents, || started(&lab));
 }
 
 #[test]
@@ -204,30 +163,27 @@ fn an_endpoint_is_deleted_and_one_moves() {
     ping(&lab.hosts[1], SANDBOXES[1], "10.0.0.4");
     assert_eq!(rows(&lab.hosts[0]).0.len(), 1);
     assert_eq!(rows(&lab.hosts[1]).0.len(), 2);
-    assert!(!lab.hosts[1].run(&words("ip -n aaaaaaaaaaaa -br link")).unwrap().contains("eth0"));
+    assert!(!run(&lab.hosts[1], "ip -n aaaaaaaaaaaa -br link").contains("eth0"));
     for eid in [EIDS[0], &third] {
         lab.etcd.delete(&format!("{PREFIX}/endpoint/{NID}/{eid}")).unwrap();
     }
     applied(&lab, &mut agents);
     assert_eq!(rows(&lab.hosts[1]), (Vec::new(), Vec::new()));
-    wait_for("the first host has no part in it", PATIENCE, || {
-        let names = lab.hosts[0].run(&words("ip netns"))?;
-        if names.contains(OVERLAY) { Err(LabError::not_so(names)) } else { Ok(()) }
-    })
-    .unwrap();
+    gone(&lab.hosts[0], OVERLAY);
+    restart_without_an_operation(agents, || started(&lab));
 }
 
 #[test]
 fn only_overlay_networks_that_are_complete_and_in_clear_are_made() {
     in_private!();
-    let (lab, mut agents) = hosts();
+    let (lab, mut agents) = sandboxes();
     let network = format!("network/{NID}");
     let overlay = format!("overlay/network/{NID}");
     for (key, value) in documents().into_iter().filter(|(key, _)| !key.ends_with(&overlay)) {
         lab.etcd.put(&key, &value).unwrap();
     }
     applied(&lab, &mut agents);
-    let made = |lab: &Lab| lab.hosts[0].run(&words("ip netns")).unwrap().contains(OVERLAY);
+    let made = |lab: &Lab| run(&lab.hosts[0], "ip netns").contains(OVERLAY);
     assert!(!made(&lab));
     assert_eq!(count(&mut agents[0], "vtepd_pending_records", &[]), 3.0, "the network and its endpoints");
     put(&lab, &overlay, &document(&overlay));
@@ -235,14 +191,10 @@ fn only_overlay_networks_that_are_complete_and_in_clear_are_made() {
     ping(&lab.hosts[0], SANDBOXES[0], "10.0.0.3");
     assert_eq!(count(&mut agents[0], "vtepd_pending_records", &[]), 0.0);
 
-    let unmade =
-        |lab: &Lab, agents: &mut [Agent]| {
-            applied(lab, agents);
-            wait_for("the network is gone", PATIENCE, || {
-                if made(lab) { Err(LabError::not_so("it stands")) } else { Ok(()) }
-            })
-            .unwrap();
-        };
+    let unmade = |lab: &Lab, agents: &mut [Agent]| {
+        applied(lab, agents);
+        gone(&lab.hosts[0], OVERLAY);
+    };
     put(&lab, &overlay, &document(&overlay).replace(r#""secure":false"#, r#""secure":true"#));
     unmade(&lab, &mut agents);
     assert_eq!(count(&mut agents[0], "vtepd_blocked_objects", &[("reason", "unsupported")]), 1.0);
@@ -263,6 +215,7 @@ fn only_overlay_networks_that_are_complete_and_in_clear_are_made() {
         applied(&lab, &mut agents);
         ping(&lab.hosts[0], SANDBOXES[0], "10.0.0.3");
     }
+    restart_without_an_operation(agents, || started(&lab));
 }
 
 #[test]
@@ -270,16 +223,16 @@ fn both_layouts_stand_side_by_side_and_a_listing_of_one_leaves_the_other_alone()
     in_private!();
     let (lab, mut agents) = demo();
     let endpoint = |node: &str, last: u8, sandbox: &str| {
-        let key = format!("/vtepd/v1/endpoints/native/{node}/e");
+        let key = format!("endpoints/native/{node}/e");
         let value = format!(r#"{{"ip":["10.5.0.{last}"],"netns":"/run/docker/netns/{sandbox}","ifname":"ov0"}}"#);
-        Write::Put(key, value)
+        record(&key, &value)
     };
     let network = r#"{"subnets":[{"cidr":"10.5.0.0/24","vni":300}]}"#;
     lab.etcd
         .transaction(&[
-            Write::Put("/vtepd/v1/networks/native".into(), network.into()),
+            record("networks/native", network),
             // Younger than Docker's network, and named like it; it wants its VNI.
-            Write::Put("/vtepd/v1/networks/overlay-demo".into(), network.replace("300", "256")),
+            record("networks/overlay-demo", &network.replace("300", "256")),
             endpoint("docker-node1", 2, SANDBOXES[0]),
             endpoint("docker-node2", 3, SANDBOXES[1]),
         ])
@@ -294,16 +247,10 @@ fn both_layouts_stand_side_by_side_and_a_listing_of_one_leaves_the_other_alone()
         }
     };
     both(&mut agents);
-    for agent in agents {
-        agent.stop().unwrap();
-    }
-    let mut agents = spawn(&lab);
-    applied(&lab, &mut agents);
+    let mut agents = restart_without_an_operation(agents, || started(&lab));
     sleep(Duration::from_millis(200));
     both(&mut agents);
-    for agent in &mut agents {
-        assert_eq!(count(agent, "vtepd_ops_total", &[]), 0.0, "{}", agent.log_tail(40));
-    }
+    agents.iter_mut().for_each(assert_no_operation);
 }
 
 #[test]
@@ -324,7 +271,7 @@ fn two_networks_of_one_sandbox_get_an_interface_each_and_the_second_moves_up_whe
         put(&lab, &format!("endpoint/{other}/{eid}"), &value);
     }
     applied(&lab, &mut agents);
-    let addresses = || lab.hosts[0].run(&words(&format!("ip -n {} -br -4 addr", SANDBOXES[0]))).unwrap();
+    let addresses = || run(&lab.hosts[0], &format!("ip -n {} -br -4 addr", SANDBOXES[0]));
     let has = |name: &str, ip: &str| {
         addresses().lines().any(|line| line.starts_with(&format!("{name}@")) && line.contains(&format!(" {ip}/24")))
     };
@@ -332,12 +279,12 @@ fn two_networks_of_one_sandbox_get_an_interface_each_and_the_second_moves_up_whe
     ping(&lab.hosts[0], SANDBOXES[0], "10.0.0.3");
     ping(&lab.hosts[0], SANDBOXES[0], "10.6.0.3");
     lab.etcd.delete(&format!("{PREFIX}/endpoint/{NID}/{}", EIDS[0])).unwrap();
-    wait_for("the second moves up", PATIENCE, || {
+    until(&mut agents[0], "the second moves up", |_| {
         let moved = has("eth0", "10.6.0.2") && !addresses().contains("10.0.0.2");
         if moved { Ok(()) } else { Err(LabError::not_so(addresses())) }
-    })
-    .unwrap_or_else(|error| panic!("{error}\n{}", agents[0].log_tail(60)));
+    });
     applied(&lab, &mut agents);
     ping(&lab.hosts[0], SANDBOXES[0], "10.6.0.3");
     assert_eq!(count(&mut agents[0], "vtepd_in_sync", &[("network", "other")]), 1.0);
+    restart_without_an_operation(agents, || started(&lab));
 }

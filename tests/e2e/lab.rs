@@ -2,7 +2,9 @@
 
 use std::{panic, path::Path, time::Duration};
 
-use vtepd::lab::{Lab, Write, in_private_namespaces, wait_for};
+use vtepd::lab::{Lab, Write, wait_for};
+
+use crate::hosts::in_private;
 
 fn is_alive(pid: u32) -> bool {
     Path::new(&format!("/proc/{pid}")).exists()
@@ -10,9 +12,7 @@ fn is_alive(pid: u32) -> bool {
 
 #[test]
 fn three_hosts_reach_each_other_and_the_store_over_the_underlay() {
-    if !in_private_namespaces("three_hosts_reach_each_other_and_the_store_over_the_underlay").unwrap() {
-        return;
-    }
+    in_private!();
     let lab = Lab::with_hosts(3).unwrap();
     for from in &lab.hosts {
         for to in &lab.hosts {
@@ -25,9 +25,7 @@ fn three_hosts_reach_each_other_and_the_store_over_the_underlay() {
 
 #[test]
 fn hosts_do_not_see_each_others_namespaces() {
-    if !in_private_namespaces("hosts_do_not_see_each_others_namespaces").unwrap() {
-        return;
-    }
+    in_private!();
     let lab = Lab::new().unwrap();
     lab.hosts[0].add_netns("test1").unwrap();
     assert!(lab.hosts[0].run(&["ip", "netns", "list"]).unwrap().contains("test1"));
@@ -40,9 +38,7 @@ fn hosts_do_not_see_each_others_namespaces() {
 
 #[test]
 fn a_host_that_is_cut_off_comes_back() {
-    if !in_private_namespaces("a_host_that_is_cut_off_comes_back").unwrap() {
-        return;
-    }
+    in_private!();
     let lab = Lab::new().unwrap();
     let ping = || lab.hosts[0].run(&["ping", "-c1", "-W1", "192.168.205.11"]);
     ping().unwrap();
@@ -54,9 +50,7 @@ fn a_host_that_is_cut_off_comes_back() {
 
 #[test]
 fn the_store_keeps_its_data_over_a_kill_and_loses_it_with_a_wipe() {
-    if !in_private_namespaces("the_store_keeps_its_data_over_a_kill_and_loses_it_with_a_wipe").unwrap() {
-        return;
-    }
+    in_private!();
     let mut lab = Lab::with_hosts(1).unwrap();
     let value = r#"{"text":"a \"b\" 'c' \\ \n é"}"#;
     lab.etcd.put("/a", value).unwrap();
@@ -88,9 +82,7 @@ fn the_store_keeps_its_data_over_a_kill_and_loses_it_with_a_wipe() {
 
 #[test]
 fn a_failing_command_is_an_error_with_its_words() {
-    if !in_private_namespaces("a_failing_command_is_an_error_with_its_words").unwrap() {
-        return;
-    }
+    in_private!();
     let lab = Lab::with_hosts(1).unwrap();
     let error = lab.hosts[0].run(&["ip", "link", "show", "dev", "absent0"]).unwrap_err().to_string();
     assert!(error.contains("docker-node1$ ip link show dev absent0"), "{error}");
@@ -99,9 +91,7 @@ fn a_failing_command_is_an_error_with_its_words() {
 
 #[test]
 fn an_agent_that_ends_at_once_is_reported_with_its_log() {
-    if !in_private_namespaces("an_agent_that_ends_at_once_is_reported_with_its_log").unwrap() {
-        return;
-    }
+    in_private!();
     let lab = Lab::with_hosts(1).unwrap();
     let mut agent = lab.hosts[0].spawn_agent(&lab.agent_options("ip")).unwrap();
     let error = wait_for("metrics", Duration::from_secs(5), || agent.metrics()).unwrap_err();
@@ -111,9 +101,7 @@ fn an_agent_that_ends_at_once_is_reported_with_its_log() {
 
 #[test]
 fn nothing_is_left_of_a_lab_that_is_dropped() {
-    if !in_private_namespaces("nothing_is_left_of_a_lab_that_is_dropped").unwrap() {
-        return;
-    }
+    in_private!();
     let lab = Lab::new().unwrap();
     let (pids, directory) = (lab.pids(), lab.directory().to_owned());
     assert_eq!(pids.len(), 4);
@@ -125,9 +113,7 @@ fn nothing_is_left_of_a_lab_that_is_dropped() {
 
 #[test]
 fn nothing_is_left_of_a_lab_whose_test_panics() {
-    if !in_private_namespaces("nothing_is_left_of_a_lab_whose_test_panics").unwrap() {
-        return;
-    }
+    in_private!();
     let mut left = (Vec::new(), Default::default());
     let outcome = panic::catch_unwind(panic::AssertUnwindSafe(|| {
         let lab = Lab::new().unwrap();

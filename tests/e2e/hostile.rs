@@ -1,21 +1,11 @@
 //! Whoever may write below the prefix writes nonsense, or worse: everything else goes on, and the host is not touched.
 
-#![allow(
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "a test ends where something is not as it should be"
-)]
-
-use std::{collections::BTreeMap, fs, time::Duration};
+use std::{collections::BTreeMap, fs};
 
 use serde_json::{Value, json};
-use vtepd::lab::{Agent, Host, Lab, LabError, Write, in_private_namespaces, wait_for};
+use vtepd::lab::{Agent, Host, Lab, LabError, Write};
 
-const VTEPD: &str = env!("CARGO_BIN_EXE_vtepd");
-const PATIENCE: Duration = Duration::from_secs(30);
-const PREFIX: &str = "/vtepd/v1/";
+use crate::hosts::{PREFIX, in_private, ping, record, registered, start, until};
 
 /// A bad record: its key below the prefix, its value, and the field and the reason for which it is refused.
 struct Bad {
@@ -192,7 +182,7 @@ fn make_traps(host: &Host) {
 
 /// Waits until the agent says of these series what is said here, and nothing else.
 fn wait_for_counts(agent: &mut Agent, wanted: &BTreeMap<String, f64>) {
-    let waited = wait_for("the counts", PATIENCE, || {
+    until(agent, "the counts", |agent| {
         let metrics = agent.metrics()?;
         let mut counts = BTreeMap::new();
         for series in metrics.series.iter().filter(|series| series.value != 0.0) {
@@ -204,12 +194,11 @@ fn wait_for_counts(agent: &mut Agent, wanted: &BTreeMap<String, f64>) {
         }
         if counts == *wanted { Ok(()) } else { Err(LabError::not_so(format!("{counts:?}, not {wanted:?}"))) }
     });
-    waited.unwrap_or_else(|error| panic!("{error}\n{}", agent.log_tail(30)));
 }
 
 /// The good network is whole, and nothing of the others' is in it.
 fn assert_good(host: &Host, agent: &mut Agent) {
-    let waited = wait_for("in sync", PATIENCE, || {
+    until(agent, "in sync", |agent| {
         let in_sync = agent.metrics()?.sum("vtepd_in_sync", &[("network", "good")]);
         let ready = agent.http_status("/readyz")?;
         if (in_sync, ready) == (Some(1.0), 200) {
@@ -218,9 +207,8 @@ fn assert_good(host: &Host, agent: &mut Agent) {
             Err(LabError::not_so(format!("{in_sync:?} {ready}")))
         }
     });
-    waited.unwrap_or_else(|error| panic!("{error}\n{}", agent.log_tail(60)));
     assert_eq!(agent.http_status("/healthz").unwrap(), 200);
-    host.in_netns("test1", &["ping", "-c1", "-W2", "10.0.0.1"]).unwrap();
+    ping(host, "test1", "10.0.0.1");
 
     let column =
         |rows: &Value, field: &str| rows.as_array().unwrap().iter().map(|row| row[field].clone()).collect::<Vec<_>>();
@@ -255,27 +243,22 @@ fn assert_printable(log: &[u8]) {
 
 #[test]
 fn hostile_records_are_counted_and_named_and_touch_neither_the_host_nor_the_good_network() {
-    let test = std::thread::current().name().unwrap().to_owned();
-    if !in_private_namespaces(&test).unwrap() {
-        return;
-    }
+    in_private!();
     let lab = Lab::with_hosts(1).unwrap();
     let host = &lab.hosts[0];
     host.add_netns("test1").unwrap();
     make_traps(host);
     let before = own(host);
-    let mut agent = host.spawn_agent(&lab.agent_options(VTEPD)).unwrap();
-    let registered = || lab.etcd.get("/vtepd/v1/nodes/docker-node1");
-    wait_for("registered", PATIENCE, || registered()?.ok_or_else(|| LabError::not_so("no node record"))).unwrap();
-    let put = |(key, value): &(&str, &str)| Write::Put(format!("{PREFIX}{key}"), (*value).to_owned());
+    let mut agent = start(&lab, host);
+    registered(&lab, [&mut agent]);
+    let put = |(key, value): &(&str, &str)| record(key, value);
     lab.etcd.transaction(&GOOD.iter().map(put).collect::<Vec<_>>()).unwrap();
     assert_good(host, &mut agent);
 
     let all: Vec<Bad> = [bad_networks(), bad_nodes(), bad_endpoints()].into_iter().flatten().collect();
-    let mut writes: Vec<Write> =
-        all.iter().map(|bad| Write::Put(format!("{PREFIX}{}", bad.key), bad.value.clone())).collect();
+    let mut writes: Vec<Write> = all.iter().map(|bad| record(&bad.key, &bad.value)).collect();
     writes.extend(GREEDY.iter().map(put));
-    writes.extend(blocked().into_iter().map(|(key, value)| Write::Put(format!("{PREFIX}{key}"), value)));
+    writes.extend(blocked().iter().map(|(key, value)| record(key, value)));
     lab.etcd.transaction(&writes).unwrap();
 
     // What no transaction of etcdctl can say: bytes that are no text, and more than fits in one request.
@@ -317,7 +300,7 @@ fn hostile_records_are_counted_and_named_and_touch_neither_the_host_nor_the_good
     *wanted.get_mut("rejected_records value").unwrap() -= 2.0;
     wait_for_counts(&mut agent, &wanted);
     agent.kill().unwrap();
-    let mut agent = host.spawn_agent(&lab.agent_options(VTEPD)).unwrap();
+    let mut agent = start(&lab, host);
     wait_for_counts(&mut agent, &wanted);
     assert_good(host, &mut agent);
     assert_eq!(own(host), before);

@@ -1,0 +1,19 @@
+//! The whole program on several hosts in private namespaces: real etcd, real `etcdctl`, real agents.
+
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test ends where something is not as it should be"
+)]
+
+mod docker;
+mod hostile;
+#[path = "../support/hosts.rs"]
+mod hosts;
+mod lab;
+mod random;
+mod repair;
+mod restart;
+mod seed;
