@@ -24,7 +24,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use support::{ip, json, kernel_of, private_host, run};
 use vtepd::{
     desired::{EndpointSpec, LocalEndpoint, NetworkSpec, RemoteEndpoint, Segment, Update},
-    engine::{Config, DriftReason, Event, Kind, Network, Note, Time, Turn, outer_name, turn},
+    engine::{Config, DriftReason, Event, Home, Kind, Network, Note, Time, Turn, outer_name, turn},
     kernel::NetworkKernel,
     model::{EndpointId, Mac, Name},
 };
@@ -79,7 +79,8 @@ fn desired(remotes: u32) -> Update {
 fn agent() -> (Network, NetworkKernel) {
     let name: Name = "overlay-demo".parse().unwrap();
     let kernel = kernel_of("overlay-demo");
-    let config = Config { name, netns: kernel.path().clone(), group: 0x76, resync: Duration::from_secs(3600) };
+    let config =
+        Config { name, home: Home::Overlay(kernel.path().clone()), group: 0x76, resync: Duration::from_secs(3600) };
     (Network::new(config), kernel)
 }
 

@@ -32,7 +32,7 @@ use sim_etcd::SimEtcd;
 use sim_kernel::{Chance, Faults, SimKernel, SimLink};
 use vtepd::{
     desired::{Store, StoreConfig, Update},
-    engine::{Config, LinkChange, LinkKind, Network, Note, Op, Place, Time, Turn, turn},
+    engine::{Config, Home, LinkChange, LinkKind, Network, Note, Op, Place, Time, Turn, turn},
     model::{Mac, Name},
 };
 
@@ -69,7 +69,7 @@ fn container(network: &Name, number: usize) -> String {
 fn config(network: &Name) -> Config {
     Config {
         name: network.clone(),
-        netns: format!("/run/netns/vtepd-{network}").into(),
+        home: Home::Overlay(format!("/run/netns/vtepd-{network}").into()),
         group: GROUP,
         resync: Duration::from_secs(60),
     }

@@ -14,7 +14,7 @@ use tracing::{debug, error, info, warn};
 
 use super::{board::Board, journal::Journal, mailbox::Mailbox};
 use crate::{
-    engine::{Answer, Config, Event, Failure, Kernel, Network, Op, Query, Time, Turn, turn},
+    engine::{Answer, Config, Event, Failure, Home, Kernel, Network, Op, Query, Time, Turn, turn},
     kernel::NetworkKernel,
     metrics::Metrics,
     model::Name,
@@ -55,7 +55,7 @@ impl Shared {
     pub(super) fn engine_of(&self, network: &Name, kernel: &NetworkKernel) -> Network {
         Network::new(Config {
             name: network.clone(),
-            netns: kernel.path().clone(),
+            home: Home::Overlay(kernel.path().clone()),
             group: self.group,
             resync: self.resync,
         })

@@ -194,7 +194,7 @@ impl Network {
             Key::Netns => match (&self.spec, self.netns) {
                 (Some(_), Netns::Absent) => Some(DriftReason::Missing),
                 (Some(_), Netns::Foreign) => Some(DriftReason::Changed),
-                (None, Netns::Ours(_)) => Some(DriftReason::Unexpected),
+                (None, Netns::Ours(_)) if !self.config.home.is_host() => Some(DriftReason::Unexpected),
                 _ => None,
             },
             Key::Link(id) => of(&self.links, id),

@@ -69,6 +69,8 @@ impl Network {
                 // What was ours stays ours until it is gone, also where the kernel keeps no number (before 5.18).
                 own || address.ours || self.addresses.observed_of(&(id.clone(), address.net)).is_some()
             }
+            // Of the host's addresses only those with our number, and what the bridge should have.
+            _ if self.config.home.is_host() => address.ours || self.addresses.get(&(id.clone(), address.net)).is_some(),
             _ => true,
         }
     }

@@ -3,7 +3,7 @@
 
 use super::{
     key::{BridgeRowKey, LinkId, NeighbourKey},
-    network::{NeighbourSeen, Network, TunnelSeen},
+    network::{Home, NeighbourSeen, Network, TunnelSeen},
     object::{FdbRow, Neighbour},
     report::Note,
     rows::tunnel_key,
@@ -22,7 +22,9 @@ impl Network {
             }
             Event::Link(link) => {
                 let known = self.by_index.get(&link.ifindex).and_then(|id| self.links.observed_of(id));
-                if known != Some(&link) {
+                // On the host most links are nobody's of ours.
+                let foreign = self.config.home.is_host() && known.is_none() && self.classify(&link).is_none();
+                if known != Some(&link) && !foreign {
                     self.unread.link(LinkRef::Index(link.ifindex), ReadCause::Foreign);
                 }
             }
@@ -41,7 +43,7 @@ impl Network {
                 }
             }
             Event::Path(path) => {
-                if path == self.config.netns {
+                if matches!(&self.config.home, Home::Overlay(netns) if *netns == path) {
                     self.unread.netns = Some(ReadCause::Foreign);
                 }
                 for id in self.by_path.get(&path).cloned().unwrap_or_default() {

@@ -123,6 +123,7 @@ impl Key {
 impl fmt::Display for LinkId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Bridge(Vni::GATEWAY) => f.write_str("gateway bridge"),
             Self::Bridge(vni) => write!(f, "bridge of VNI {vni}"),
             Self::Vxlan(vni) => write!(f, "VXLAN device of VNI {vni}"),
             Self::Outer(id) => write!(f, "veth of {id}"),
@@ -140,6 +141,7 @@ impl fmt::Display for Key {
             Self::Address(link, net) => write!(f, "address {net} on the {link}"),
             Self::Tunnel(TunnelKey { vni, mac, dst: None }) => write!(f, "FDB row {mac} of VNI {vni}"),
             Self::Tunnel(TunnelKey { vni, mac, dst: Some(dst) }) => write!(f, "FDB row {mac} to {dst} of VNI {vni}"),
+            Self::BridgeRow(BridgeRowKey { vni: Vni::GATEWAY, mac }) => write!(f, "row {mac} of the gateway bridge"),
             Self::BridgeRow(BridgeRowKey { vni, mac }) => write!(f, "bridge row {mac} of VNI {vni}"),
             Self::Neighbour(NeighbourKey { vni, ip, .. }) => write!(f, "neighbour {ip} of VNI {vni}"),
         }

@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::want::GATEWAY_PORT;
 use super::{
     delta::Cause,
     key::{BridgeRowKey, Key, LinkId, NeighbourKey, TunnelKey},
-    network::{BridgeRowSeen, Network},
+    network::{BridgeRowSeen, Home, Network},
     object::{Address, Link, LinkKind},
     seam::LinkRef,
     unread::ReadCause,
@@ -34,6 +35,11 @@ impl Network {
     pub(super) fn number_segments(&mut self, links: &[Link]) {
         let Some(spec) = self.spec.clone() else { return };
         self.numbers.retain(|vni, _| spec.segment(*vni).is_some());
+        if self.config.home.is_host() {
+            // The operator named the one bridge.
+            self.numbers.extend(spec.segments.iter().map(|segment| (segment.vni, 0)));
+            return self.refresh_links();
+        }
         for segment in &spec.segments {
             let vxlan = links.iter().find(|link| is_vxlan_of(link, segment.vni));
             let number = vxlan.and_then(|vxlan| {
@@ -99,7 +105,9 @@ impl Network {
         if new && cause != ReadCause::Own && !self.settling.contains(&Key::Link(id.clone())) {
             // Not made by us just now: nothing is known of its rows.
             self.unread.fdb_dump(link.ifindex, ReadCause::First);
-            self.unread.neighbour_dump(link.ifindex, ReadCause::First);
+            if !self.config.home.is_host() {
+                self.unread.neighbour_dump(link.ifindex, ReadCause::First);
+            }
         }
         if new || before.is_some_and(|before| before.kind != link.kind) {
             self.link_moved(&id);
@@ -123,6 +131,9 @@ impl Network {
 
     /// Which of our links this is, for an agent that has not seen it before.
     pub(super) fn classify(&self, link: &Link) -> Option<LinkId> {
+        if let Home::Host { bridge, .. } = &self.config.home {
+            return self.classify_on_host(link, bridge);
+        }
         let spec = self.spec.as_ref();
         let id = match &link.kind {
             LinkKind::Vxlan(vxlan) => spec
@@ -134,10 +145,29 @@ impl Network {
             LinkKind::Veth { .. } => self.by_outer_name.get(&link.name).map(|id| LinkId::Outer(id.clone())),
             LinkKind::Other(_) => None,
         };
-        let taken =
-            |id: &LinkId| self.links.observed_of(id).is_some_and(|seen| self.by_index.contains_key(&seen.ifindex));
         let stray = !matches!(link.kind, LinkKind::Other(_)) && (link.group == self.config.group || has_our_name(link));
-        id.filter(|id| !taken(id)).or_else(|| stray.then_some(LinkId::Stray(link.ifindex)))
+        id.filter(|id| !self.is_taken(id)).or_else(|| stray.then_some(LinkId::Stray(link.ifindex)))
+    }
+
+    /// On the host a link is ours by its group together with what it is: a bridge, or a veth by our name pattern.
+    fn classify_on_host(&self, link: &Link, bridge: &str) -> Option<LinkId> {
+        let ours = link.group == self.config.group;
+        match &link.kind {
+            LinkKind::Bridge { .. } if link.name == bridge && (ours || self.adopts(link)) => {
+                let id = Some(LinkId::Bridge(Vni::GATEWAY));
+                id.filter(|id| !self.is_taken(id)).or_else(|| ours.then_some(LinkId::Stray(link.ifindex)))
+            }
+            LinkKind::Bridge { .. } => ours.then_some(LinkId::Stray(link.ifindex)),
+            LinkKind::Veth { .. } if ours && is_gateway_port(&link.name) => {
+                let id = self.by_outer_name.get(&link.name).map(|id| LinkId::Outer(id.clone()));
+                id.filter(|id| !self.is_taken(id)).or(Some(LinkId::Stray(link.ifindex)))
+            }
+            LinkKind::Veth { .. } | LinkKind::Vxlan(_) | LinkKind::Other(_) => None,
+        }
+    }
+
+    fn is_taken(&self, id: &LinkId) -> bool {
+        self.links.observed_of(id).is_some_and(|seen| self.by_index.contains_key(&seen.ifindex))
     }
 
     /// A link has another index, or is gone: what is desired of others depends on it.
@@ -236,6 +266,12 @@ fn has_our_name(link: &Link) -> bool {
         LinkKind::Veth { .. } => link.name.len() == 15 && numbered("veth", char::is_ascii_hexdigit),
         LinkKind::Other(_) => false,
     }
+}
+
+/// Whether a name is of the form that the gateway bridge's ports have.
+pub(super) fn is_gateway_port(name: &str) -> bool {
+    let rest = name.strip_prefix(GATEWAY_PORT);
+    name.len() == 15 && rest.is_some_and(|rest| rest.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
 fn is_vxlan_of(link: &Link, vni: Vni) -> bool {

@@ -27,7 +27,7 @@ mod want;
 
 pub use delta::{Cause, Fits, Sides, Table};
 pub use key::{BridgeRowKey, Key, Kind, LinkId, NeighbourKey, TunnelKey};
-pub use network::{Config, Effect, Network};
+pub use network::{Config, Effect, Home, Network};
 pub use object::{
     ADDRESS_PROTOCOL, Address, FdbRow, InnerAt, InnerState, Link, LinkKind, NEIGHBOUR_PROTOCOL, Neighbour, NetnsId,
     NetnsState, Port, VxlanAttributes,
@@ -37,7 +37,7 @@ pub use seam::{
     Action, Answer, Event, Failure, FailureKind, FdbPoint, Kernel, LinkChange, LinkRef, NewLink, Op, Place, Query,
 };
 pub use time::Time;
-pub use want::{KindWant, LinkWant, outer_name};
+pub use want::{KindWant, LinkWant, gateway_port_mac, gateway_port_name, outer_name};
 
 /// What is left when a turn ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,7 +13,7 @@ use super::{
     delta::{Fits, Table},
     drift::Drift,
     key::{BridgeRowKey, Key, Kind, LinkId, NeighbourKey, TunnelKey},
-    object::{Link, NetnsId},
+    object::{Link, LinkKind, NetnsId},
     plan::Planned,
     report::{Blocked, Note, Summary},
     seam::{Op, Query},
@@ -32,12 +32,32 @@ use crate::{
 pub struct Config {
     /// The network's name.
     pub name: Name,
-    /// Where its overlay namespace is bound.
-    pub netns: PathBuf,
+    /// Where its bridges are.
+    pub home: Home,
     /// The group of all links of ours.
     pub group: u32,
     /// How often everything is read again without a reason.
     pub resync: Duration,
+}
+
+/// Where a network's bridges and the outer ends of its veth pairs are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Home {
+    /// A namespace of the network's own, bound to this path: made and removed with the network, and all on its devices is ours.
+    Overlay(PathBuf),
+    /// The host's own namespace: it is always there, and in it only what carries our mark is ours.
+    Host {
+        /// Name of the bridge; there is one, without a tunnel.
+        bridge: String,
+        /// Take a bridge of that name although it is somebody else's. It is used as it is, and stays when we go.
+        adopt: bool,
+    },
+}
+
+impl Home {
+    pub(super) const fn is_host(&self) -> bool {
+        matches!(self, Self::Host { .. })
+    }
 }
 
 /// What the engine wants done next.
@@ -80,6 +100,8 @@ pub(super) struct Local {
     pub(super) looks: u32,
     /// The last attempt to read it failed.
     pub(super) unreadable: bool,
+    /// Another endpoint, by another path, has this namespace already: on the host it gets one interface of ours.
+    pub(super) shadowed: bool,
 }
 
 impl Fits<TunnelSeen> for std::net::IpAddr {
@@ -109,7 +131,7 @@ impl Fits<bool> for () {
 
 impl Local {
     pub(super) fn new(spec: LocalEndpoint) -> Self {
-        Self { spec, status: InnerStatus::Unknown, looks: 1, unreadable: false }
+        Self { spec, status: InnerStatus::Unknown, looks: 1, unreadable: false, shadowed: false }
     }
 
     /// Whether what stands at its path, if anything does, is known and may be used.
@@ -118,7 +140,7 @@ impl Local {
     }
 
     pub(super) fn wired(&self) -> bool {
-        matches!(self.status, InnerStatus::Present { .. })
+        matches!(self.status, InnerStatus::Present { .. }) && !self.shadowed
     }
 }
 
@@ -247,11 +269,29 @@ impl Network {
             return Effect::Apply(self.sent.iter().map(|planned| planned.op.clone()).collect());
         }
         self.finish_round(now);
-        if self.spec.is_none() && matches!(self.netns, Netns::Absent | Netns::Foreign) {
+        if self.is_gone() {
             return Effect::Gone;
         }
         let due = [self.resync_at, self.troubles.next_at(now), self.drift.next_at(now), self.unread.next_look()];
         Effect::Rest(due.into_iter().flatten().min().unwrap_or(now + self.config.resync))
+    }
+
+    /// Nothing is desired, and nothing of ours is left.
+    fn is_gone(&self) -> bool {
+        let nothing_left = match self.config.home {
+            Home::Overlay(_) => matches!(self.netns, Netns::Absent | Netns::Foreign),
+            Home::Host { .. } => {
+                let ours = self.links.iter().any(|(_, sides)| sides.observed.as_ref().is_some_and(|l| !self.adopts(l)));
+                matches!(self.netns, Netns::Ours(_)) && !ours && self.addresses.in_sync()
+            }
+        };
+        self.spec.is_none() && nothing_left
+    }
+
+    /// Whether the link is a bridge of somebody else's that we use.
+    pub(super) fn adopts(&self, link: &Link) -> bool {
+        let bridge = matches!(link.kind, LinkKind::Bridge { .. }) && link.group != self.config.group;
+        bridge && matches!(self.config.home, Home::Host { adopt: true, .. })
     }
 
     /// Reads everything again: the safety net, and the answer to lost events.
@@ -298,7 +338,7 @@ impl Network {
     /// Whether all that was desired was read or acknowledged, and nothing waits to be read.
     pub fn in_sync(&self) -> bool {
         let netns = match self.netns {
-            Netns::Ours(_) => self.spec.is_some(),
+            Netns::Ours(_) => self.spec.is_some() || self.config.home.is_host(),
             Netns::Absent => self.spec.is_none(),
             Netns::Unknown | Netns::Foreign => false,
         };
@@ -315,7 +355,7 @@ impl Network {
 
     /// Where the network stands, for metrics and status.
     pub fn summary(&self) -> Summary {
-        let netns = |present: bool| u64::from(present);
+        let netns = |present: bool| u64::from(present && !self.config.home.is_host());
         let mut objects = BTreeMap::new();
         let mut count = |kind, desired: usize, observed: usize| {
             let sum: &mut (u64, u64) = objects.entry(kind).or_default();
@@ -336,7 +376,7 @@ impl Network {
             blocked: self.blocked(),
             drifting: self.drift.open_by_kind(),
             damped: self.drift.damped_by_kind(),
-            waiting_endpoints: self.locals.values().filter(|local| !local.wired()).count() as u64,
+            waiting_endpoints: self.locals.values().filter(|local| !local.wired() && !local.shadowed).count() as u64,
         }
     }
 

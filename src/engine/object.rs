@@ -75,6 +75,8 @@ pub struct Port {
     pub learning: bool,
     /// `IFLA_BRPORT_UNICAST_FLOOD`.
     pub unicast_flood: bool,
+    /// `IFLA_BRPORT_ISOLATED`: exchanges no frames with other isolated ports.
+    pub isolated: bool,
 }
 
 /// A link as the kernel shows it.

@@ -3,7 +3,7 @@
 use super::{
     delta::Cause,
     key::{Key, LinkId},
-    network::{Netns, Network},
+    network::{Home, Netns, Network},
     object::NetnsState,
     report::Note,
     seam::{Answer, Failure, FailureKind, LinkRef, Query},
@@ -118,8 +118,9 @@ impl Network {
     }
 
     fn netns_is_foreign(&mut self, now: Time) {
-        let path = self.config.netns.display();
-        let failure = Failure::new(FailureKind::Exists, format!("{path} is not a namespace of this instance"));
+        let Home::Overlay(path) = &self.config.home else { return };
+        let message = format!("{} is not a namespace of this instance", path.display());
+        let failure = Failure::new(FailureKind::Exists, message);
         self.troubles.failed(&Key::Netns, failure, now);
     }
 

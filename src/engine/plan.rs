@@ -57,14 +57,14 @@ impl Network {
     }
 
     fn plan_netns(&self, now: Time) -> Vec<Planned> {
-        let missing = self.spec.is_some() && self.netns == Netns::Absent;
+        let missing = self.spec.is_some() && self.netns == Netns::Absent && !self.config.home.is_host();
         let plan = missing.then(|| self.planned(Key::Netns, Action::Add, Cause::Change, Op::CreateNetns, now));
         plan.flatten().into_iter().collect()
     }
 
     /// The namespace goes when nothing of ours is left in it: a bridge is cheaper to delete before its namespace.
     fn plan_netns_removal(&self, now: Time) -> Vec<Planned> {
-        let done = self.spec.is_none() && self.ours() && self.links.observed_len() == 0;
+        let done = self.spec.is_none() && self.ours() && self.links.observed_len() == 0 && !self.config.home.is_host();
         let plan = done.then(|| self.planned(Key::Netns, Action::Delete, Cause::Change, Op::DeleteNetns, now));
         plan.flatten().into_iter().collect()
     }
@@ -114,6 +114,8 @@ impl Network {
         match id {
             // The other end goes with the one in the overlay namespace.
             LinkId::Inner(_) => None,
+            // Of somebody else's bridge only what we put on it goes.
+            LinkId::Bridge(_) if self.adopts(link) => None,
             // Whether its namespace is there is not known yet.
             LinkId::Outer(id) if self.locals.get(id).is_some_and(|local| local.status == InnerStatus::Unknown) => None,
             _ => Some(Op::DeleteLink { place: Place::Overlay, ifindex: link.ifindex }),
@@ -165,7 +167,7 @@ impl Network {
     fn add_link(&self, id: &LinkId, want: &LinkWant) -> Option<Op> {
         let LinkWant { name, mac, mtu, group, kind } = want.clone();
         let link = match (id, kind) {
-            (LinkId::Bridge(_), KindWant::Bridge) => NewLink::Bridge { name, mac, group },
+            (LinkId::Bridge(_), KindWant::Bridge { .. }) => NewLink::Bridge { name, mac, group },
             (LinkId::Vxlan(_), KindWant::Vxlan { segment, .. }) => NewLink::Vxlan {
                 name,
                 mac,
@@ -176,7 +178,11 @@ impl Network {
                 local: segment.local,
                 proxy: true,
             },
-            (LinkId::Outer(endpoint), KindWant::Outer { .. }) => {
+            (LinkId::Outer(endpoint), KindWant::Outer { bridge, .. }) => {
+                // An interface to the outside that leads nowhere is worse than none.
+                if self.config.home.is_host() && bridge.is_none() {
+                    return None;
+                }
                 // A lone end of ours in the endpoint's namespace has to go first.
                 if self.links.observed_of(&LinkId::Inner(endpoint.clone())).is_some() {
                     return None;
@@ -194,6 +200,10 @@ impl Network {
     fn set_link(&self, id: &LinkId, want: &LinkWant, link: &Link) -> Option<Op> {
         if !want.same_device(link) {
             return None;
+        }
+        if want.adopted(link) {
+            let change = LinkChange { up: (!link.up).then_some(true), ..LinkChange::default() };
+            return Some(Op::SetLink { place: Place::Overlay, ifindex: link.ifindex, change });
         }
         let mut change = LinkChange {
             name: (want.name != link.name).then(|| want.name.clone()),
@@ -215,7 +225,9 @@ impl Network {
                 change.local = (vxlan.local != Some(segment.local)).then_some(segment.local);
                 change.learning_off = vxlan.learning;
             }
-            (KindWant::Bridge, LinkKind::Bridge { mcast_snooping }) => change.mcast_snooping_off = *mcast_snooping,
+            (KindWant::Bridge { .. }, LinkKind::Bridge { mcast_snooping }) => {
+                change.mcast_snooping_off = *mcast_snooping
+            }
             _ => {}
         }
         let place = match id {
@@ -251,7 +263,7 @@ impl Network {
             if sides.desired.is_some() {
                 let op = Op::AddAddress { place, ifindex, net };
                 planned.extend(self.planned(key, Action::Add, sides.cause, op, now));
-            } else if self.links.desired_of(id).is_some() {
+            } else if self.links.desired_of(id).is_some() || self.adopts(link) {
                 let op = Op::DeleteAddress { place, ifindex, net };
                 removals.extend(self.planned(key, Action::Delete, sides.cause, op, now));
             }

@@ -162,7 +162,8 @@ impl Network {
 
     /// Which neighbour table of ours a link has.
     pub(super) fn neighbours_at(&self, ifindex: u32) -> Option<(Vni, bool)> {
-        match self.by_index.get(&ifindex)? {
+        // The host's neighbours are resolved by its kernel, and none of our business.
+        match self.by_index.get(&ifindex).filter(|_| !self.config.home.is_host())? {
             LinkId::Vxlan(vni) => Some((*vni, false)),
             LinkId::Bridge(vni) => Some((*vni, true)),
             _ => None,

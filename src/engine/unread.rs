@@ -241,6 +241,7 @@ impl Network {
                         self.unread.fdb_dump(*ifindex, cause);
                         self.unread.neighbour_dump(*ifindex, cause);
                     }
+                    LinkId::Bridge(_) if self.config.home.is_host() => {}
                     LinkId::Bridge(_) => {
                         self.unread.neighbour_dump(*ifindex, cause);
                     }

@@ -1,13 +1,17 @@
 //! From a network's desired spec and endpoints to the desired side of the tables.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+};
 
 use ipnet::IpNet;
 
 use super::{
     delta::{Cause, Fits},
     key::{BridgeRowKey, Key, LinkId, NeighbourKey, TunnelKey},
-    network::{InnerStatus, Local, Netns, Network},
+    network::{Home, InnerStatus, Local, Netns, Network},
     object::{Link, LinkKind, Port},
     time::Time,
     unread::ReadCause,
@@ -37,7 +41,10 @@ pub struct LinkWant {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KindWant {
     /// A bridge without multicast snooping.
-    Bridge,
+    Bridge {
+        /// Somebody else's is used as it is.
+        adopt: bool,
+    },
     /// A VXLAN device without learning, with proxy, a port of its segment's bridge.
     Vxlan {
         /// The segment, for VNI, port and source address.
@@ -49,6 +56,8 @@ pub enum KindWant {
     Outer {
         /// The bridge's index; `None` until there is one.
         bridge: Option<u32>,
+        /// It exchanges frames with the bridge alone, and not with other ports of its kind.
+        isolated: bool,
     },
     /// The endpoint's end of a veth pair.
     Inner {
@@ -61,16 +70,20 @@ impl LinkWant {
     /// The bridge that it should be a port of, and how; `None` where it is no port.
     pub fn port(&self) -> Option<(Option<u32>, Port)> {
         match &self.kind {
-            KindWant::Bridge | KindWant::Inner { .. } => None,
+            KindWant::Bridge { .. } | KindWant::Inner { .. } => None,
             // The tunnel takes what no endpoint of this host has; with flood off remote endpoints would be unreachable.
-            KindWant::Vxlan { bridge, .. } => Some((*bridge, Port { learning: false, unicast_flood: true })),
-            KindWant::Outer { bridge } => Some((*bridge, Port { learning: false, unicast_flood: false })),
+            KindWant::Vxlan { bridge, .. } => {
+                Some((*bridge, Port { learning: false, unicast_flood: true, isolated: false }))
+            }
+            KindWant::Outer { bridge, isolated } => {
+                Some((*bridge, Port { learning: false, unicast_flood: false, isolated: *isolated }))
+            }
         }
     }
 
     /// Sets the bridge that a port should be of.
     pub(super) fn join(&mut self, ifindex: u32) {
-        if let KindWant::Vxlan { bridge, .. } | KindWant::Outer { bridge } = &mut self.kind {
+        if let KindWant::Vxlan { bridge, .. } | KindWant::Outer { bridge, .. } = &mut self.kind {
             *bridge = Some(ifindex);
         }
     }
@@ -78,7 +91,9 @@ impl LinkWant {
     /// Whether the link is what it should be in all that can only be set when it is made.
     pub fn same_device(&self, link: &Link) -> bool {
         match (&self.kind, &link.kind) {
-            (KindWant::Bridge, LinkKind::Bridge { .. }) | (KindWant::Outer { .. }, LinkKind::Veth { .. }) => true,
+            (KindWant::Bridge { .. }, LinkKind::Bridge { .. }) | (KindWant::Outer { .. }, LinkKind::Veth { .. }) => {
+                true
+            }
             (KindWant::Vxlan { segment, .. }, LinkKind::Vxlan(vxlan)) => {
                 vxlan.vni == segment.vni.get() && vxlan.port == segment.port && vxlan.proxy
             }
@@ -89,7 +104,7 @@ impl LinkWant {
 
     fn kind_fits(&self, link: &Link) -> bool {
         match (&self.kind, &link.kind) {
-            (KindWant::Bridge, LinkKind::Bridge { mcast_snooping }) => !mcast_snooping,
+            (KindWant::Bridge { .. }, LinkKind::Bridge { mcast_snooping }) => !mcast_snooping,
             (KindWant::Vxlan { segment, .. }, LinkKind::Vxlan(vxlan)) => {
                 vxlan.local == Some(segment.local) && !vxlan.learning
             }
@@ -98,8 +113,18 @@ impl LinkWant {
     }
 }
 
+impl LinkWant {
+    /// Whether the link is somebody else's bridge that is used as it is.
+    pub(super) fn adopted(&self, link: &Link) -> bool {
+        matches!(self.kind, KindWant::Bridge { adopt: true }) && link.group != self.group
+    }
+}
+
 impl Fits<Link> for LinkWant {
     fn fits(&self, link: &Link) -> bool {
+        if self.adopted(link) {
+            return self.name == link.name && link.up;
+        }
         let port_fits = match self.port() {
             Some((bridge, port)) => bridge.is_some() && link.master == bridge && link.port == Some(port),
             None => true,
@@ -131,6 +156,21 @@ fn has_same_rows(old: &EndpointSpec, new: &EndpointSpec) -> bool {
 /// The name of the overlay end of an endpoint's veth pair: found again without any memory.
 pub fn outer_name(id: &EndpointId) -> String {
     format!("veth{:011x}", stable_hash(id.to_string().as_bytes()) & 0xfff_ffff_ffff)
+}
+
+/// What the names of the gateway bridge's ports begin with.
+pub(super) const GATEWAY_PORT: &str = "vgw";
+
+/// The name of the gateway bridge's port for an endpoint.
+pub fn gateway_port_name(id: &EndpointId) -> String {
+    format!("{GATEWAY_PORT}{:012x}", stable_hash(id.to_string().as_bytes()) & 0xffff_ffff_ffff)
+}
+
+/// The MAC address of the gateway bridge's port for an address: an agent without memory reads from it which address is taken.
+/// It is set by the very message that makes the pair.
+pub fn gateway_port_mac(address: Ipv4Addr) -> Mac {
+    let [a, b, c, d] = address.octets();
+    Mac::new([0x02, 0x76, a, b, c, d])
 }
 
 /// A locally administered address for a device whose own address never shows in the overlay's traffic. It must be neither
@@ -266,7 +306,7 @@ impl Network {
             Some(local) if local.spec.netns == spec.netns => local.spec = spec.clone(),
             _ => {
                 self.forget_local(id);
-                self.by_outer_name.insert(outer_name(id), id.clone());
+                self.by_outer_name.insert(self.outer_name_of(id), id.clone());
                 self.by_path.entry(spec.netns.clone()).or_default().insert(id.clone());
                 self.locals.insert(id.clone(), Local::new(spec.clone()));
             }
@@ -284,7 +324,8 @@ impl Network {
             }
             self.unread.inner.remove(id);
             self.unread.looks.remove(id);
-            self.by_outer_name.remove(&outer_name(id));
+            self.by_outer_name.remove(&self.outer_name_of(id));
+            self.reshadow(&local.status);
             // What is left of it in a namespace that is still there goes with the other end of the pair.
             self.observe_gone(&LinkId::Inner(id.clone()), Cause::Change);
         }
@@ -294,11 +335,33 @@ impl Network {
     pub(super) fn set_inner_status(&mut self, id: &EndpointId, status: InnerStatus) {
         let Some(local) = self.locals.get_mut(id) else { return };
         let was_wired = local.wired();
-        local.status = status;
+        let before = std::mem::replace(&mut local.status, status.clone());
         if local.wired() != was_wired {
             let spec = EndpointSpec::Local(local.spec.clone());
             self.set_rows(id, &spec, true);
         }
+        if before != status {
+            self.reshadow(&before);
+            self.reshadow(&status);
+        }
+    }
+
+    /// On the host a namespace gets one interface, however many paths lead to it: that of the first endpoint.
+    fn reshadow(&mut self, status: &InnerStatus) {
+        let (Home::Host { .. }, InnerStatus::Present { id: netns, .. }) = (&self.config.home, status) else { return };
+        let there = |local: &Local| matches!(&local.status, InnerStatus::Present { id, .. } if id == netns);
+        let here = self.locals.iter().filter(|(_, local)| there(local)).map(|(id, _)| id.clone());
+        let changed = here.enumerate().filter(|(n, id)| self.locals.get(id).is_some_and(|l| l.shadowed != (*n > 0)));
+        for (n, id) in changed.collect::<Vec<_>>() {
+            let Some(local) = self.locals.get_mut(&id) else { continue };
+            local.shadowed = n > 0;
+            let spec = EndpointSpec::Local(local.spec.clone());
+            self.set_rows(&id, &spec, true);
+        }
+    }
+
+    fn outer_name_of(&self, id: &EndpointId) -> String {
+        if self.config.home.is_host() { gateway_port_name(id) } else { outer_name(id) }
     }
 
     /// Sets the desired side of all links, where it depends on what was found: numbers in names, indices of bridges.
@@ -315,14 +378,21 @@ impl Network {
 
     fn refresh_segment(&mut self, segment: &Segment) {
         let Some(number) = self.numbers.get(&segment.vni).copied() else { return };
+        let (name, adopt) = match &self.config.home {
+            Home::Overlay(_) => (format!("br{number}"), false),
+            Home::Host { bridge, adopt } => (bridge.clone(), *adopt),
+        };
         let bridge = LinkWant {
-            name: format!("br{number}"),
+            name,
             mac: segment.gateway_mac,
             mtu: segment.mtu,
             group: self.config.group,
-            kind: KindWant::Bridge,
+            kind: KindWant::Bridge { adopt },
         };
         self.want_link(&LinkId::Bridge(segment.vni), Some(bridge));
+        if self.config.home.is_host() {
+            return;
+        }
         let vxlan = LinkWant {
             name: format!("vxlan{}", number + 1),
             mac: device_mac(&format!("{} {}", self.config.name, segment.vni)),
@@ -338,12 +408,16 @@ impl Network {
         let Some(local) = self.locals.get(id).filter(|local| local.wired()) else { return };
         let local = &local.spec;
         let Some(segment) = self.spec.as_ref().and_then(|spec| spec.segment(local.vni)) else { return };
+        let own_address = local.addresses.iter().find_map(|net| match net.addr() {
+            IpAddr::V4(address) if self.config.home.is_host() => Some(address),
+            _ => None,
+        });
         let outer = LinkWant {
-            name: outer_name(id),
-            mac: device_mac(&format!("{} {id}", self.config.name)),
+            name: self.outer_name_of(id),
+            mac: own_address.map_or_else(|| device_mac(&format!("{} {id}", self.config.name)), gateway_port_mac),
             mtu: segment.mtu,
             group: self.config.group,
-            kind: KindWant::Outer { bridge: self.bridge_index(local.vni) },
+            kind: KindWant::Outer { bridge: self.bridge_index(local.vni), isolated: self.config.home.is_host() },
         };
         let inner = LinkWant {
             name: local.ifname.clone(),

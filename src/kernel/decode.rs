@@ -29,6 +29,7 @@ const IFLA_VXLAN_LOCAL6: u16 = 17;
 const IFLA_BR_MCAST_SNOOPING: u16 = 23;
 const IFLA_BRPORT_LEARNING: u16 = 8;
 const IFLA_BRPORT_UNICAST_FLOOD: u16 = 9;
+const IFLA_BRPORT_ISOLATED: u16 = 33;
 const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
 const IN6_ADDR_GEN_MODE_NONE: u8 = 1;
 const IFLA_INFO_KIND: u16 = 1;
@@ -108,8 +109,11 @@ pub(super) fn link(body: &[u8]) -> Option<Link> {
     };
     if attribute(info, IFLA_INFO_SLAVE_KIND).map(text).as_deref() == Some("bridge") {
         let port = attribute(info, IFLA_INFO_SLAVE_DATA).unwrap_or_default();
-        let (learning, unicast_flood) = (flag(port, IFLA_BRPORT_LEARNING), flag(port, IFLA_BRPORT_UNICAST_FLOOD));
-        link.port = Some(Port { learning, unicast_flood });
+        link.port = Some(Port {
+            learning: flag(port, IFLA_BRPORT_LEARNING),
+            unicast_flood: flag(port, IFLA_BRPORT_UNICAST_FLOOD),
+            isolated: flag(port, IFLA_BRPORT_ISOLATED),
+        });
     }
     Some(link)
 }

@@ -263,13 +263,14 @@ pub(super) fn set_link(ifindex: u32, change: &LinkChange) -> Vec<Request> {
         message.attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![none])]));
         requests.push(change_link(message));
     }
-    if let Some(Port { learning, unicast_flood }) = change.port {
+    if let Some(Port { learning, unicast_flood, isolated }) = change.port {
         let mut message = link(ifindex);
         message.attributes.push(LinkAttribute::LinkInfo(vec![
             LinkInfo::PortKind(InfoPortKind::Bridge),
             LinkInfo::PortData(InfoPortData::BridgePort(vec![
                 InfoBridgePort::Learning(learning),
                 InfoBridgePort::UnicastFlood(unicast_flood),
+                InfoBridgePort::Isolated(isolated),
             ])),
         ]));
         requests.push(change_link(message));

@@ -12,6 +12,9 @@ pub struct Vni(u32);
 pub struct InvalidVni;
 
 impl Vni {
+    /// Never a record's: stands for the gateway bridge, which has no tunnel, where bridges go by their VNI.
+    pub const GATEWAY: Self = Self(0);
+
     /// The number.
     pub const fn get(self) -> u32 {
         self.0

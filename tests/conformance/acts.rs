@@ -82,7 +82,7 @@ pub fn wiring(twins: &Twins) -> Vec<Op> {
             Role::Bridge => change.mtu = Some(1450),
             Role::Vxlan | Role::Outer => {
                 change.master = bridge;
-                change.port = Some(Port { learning: false, unicast_flood: twin.role == Role::Vxlan });
+                change.port = Some(Port { learning: false, unicast_flood: twin.role == Role::Vxlan, isolated: false });
             }
             Role::Inner => change.addr_gen_none = false,
         }
@@ -205,7 +205,11 @@ fn set_link(chance: &mut Chance, twins: &Twins) -> Op {
                 change.master = Some(link(chance, twins, &[Bridge, Bridge, Bridge, Bridge, Outer]));
             }
             11 | 12 if role != Some(Inner) => {
-                change.port = Some(Port { learning: chance.per_mille(500), unicast_flood: chance.per_mille(500) });
+                change.port = Some(Port {
+                    learning: chance.per_mille(500),
+                    unicast_flood: chance.per_mille(500),
+                    isolated: chance.per_mille(500),
+                });
             }
             13 => change.addr_gen_none = true,
             14 if matches!(role, Some(Vxlan | Outer)) => {

@@ -5,8 +5,8 @@ use std::{cell::Cell, net::IpAddr, sync::Arc, time::Duration};
 use vtepd::{
     desired::{EndpointSpec, LocalEndpoint, NetworkSpec, RemoteEndpoint, Segment, Update},
     engine::{
-        Answer, Config, DriftReason, Event, Failure, FailureKind, Kernel, Kind, Network, Note, Op, Query, Time, Turn,
-        turn,
+        Answer, Config, DriftReason, Event, Failure, FailureKind, Home, Kernel, Kind, Network, Note, Op, Query, Time,
+        Turn, turn,
     },
     model::{EndpointId, Mac, Vni},
 };
@@ -72,7 +72,7 @@ pub fn demo() -> Update {
 pub fn engine(resync: Duration) -> Network {
     Network::new(Config {
         name: "overlay-demo".parse().unwrap(),
-        netns: "/run/netns/vtepd-overlay-demo".into(),
+        home: Home::Overlay("/run/netns/vtepd-overlay-demo".into()),
         group: 0x76,
         resync,
     })

@@ -154,7 +154,7 @@ impl SimKernel {
         }
         let link = self.in_overlay(ifindex)?;
         link.link.master = Some(master);
-        link.link.port = Some(Port { learning: true, unicast_flood: true });
+        link.link.port = Some(Port { learning: true, unicast_flood: true, isolated: false });
         self.adjust_mtu(master);
         Ok(())
     }
