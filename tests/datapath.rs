@@ -23,7 +23,7 @@ use std::{
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use support::{ip, json, kernel_of, private_host, run};
 use vtepd::{
-    desired::{EndpointSpec, LocalEndpoint, NetworkSpec, RemoteEndpoint, Segment, Update},
+    desired::{EndpointSpec, LocalEndpoint, NetworkSpec, RemoteEndpoint, Segment, Tunnel, Update},
     engine::{Config, DriftReason, Event, Home, Kind, Network, Note, Time, Turn, outer_name, turn},
     kernel::NetworkKernel,
     model::{EndpointId, Mac, Name},
@@ -54,8 +54,7 @@ fn remote(number: u32) -> EndpointSpec {
 fn spec() -> NetworkSpec {
     let segment = Segment {
         vni: 256.try_into().unwrap(),
-        port: 4789,
-        local: ip("192.168.205.10"),
+        tunnel: Some(Tunnel { port: 4789, local: ip("192.168.205.10") }),
         mtu: 1450,
         gateways: vec!["10.0.0.1/16".parse().unwrap(), "fd00::1/64".parse().unwrap()],
         gateway_mac: Mac::from_ip(ip("10.0.0.1")),
@@ -81,8 +80,12 @@ fn desired(remotes: u32) -> Update {
 fn agent() -> (Network, NetworkKernel) {
     let name: Name = "overlay-demo".parse().unwrap();
     let kernel = kernel_of("overlay-demo");
-    let config =
-        Config { name, home: Home::Overlay(kernel.path().clone()), group: 0x76, resync: Duration::from_secs(3600) };
+    let config = Config {
+        name,
+        home: Home::Overlay("/run/netns/vtepd-overlay-demo".into()),
+        group: 0x76,
+        resync: Duration::from_secs(3600),
+    };
     (Network::new(config), kernel)
 }
 

@@ -257,8 +257,9 @@ fn assert_sane_updates(updates: &BTreeMap<Name, Update>) -> u64 {
     for update in updates.values() {
         let Some(Some(spec)) = &update.spec else { continue };
         for segment in &spec.segments {
-            assert!(segments.insert((segment.port, segment.vni)), "a VNI belongs to two networks");
-            assert!(segment.mtu >= 68 && is_unicast(&segment.local) && !segment.gateways.is_empty());
+            let tunnel = segment.tunnel.expect("a segment of a network has a tunnel");
+            assert!(segments.insert((tunnel.port, segment.vni)), "a VNI belongs to two networks");
+            assert!(segment.mtu >= 68 && is_unicast(&tunnel.local) && !segment.gateways.is_empty());
         }
         let (mut ips, mut macs) = (BTreeSet::new(), BTreeSet::new());
         for endpoint in update.endpoints.iter().filter_map(|(_, endpoint)| endpoint.as_ref()) {
@@ -273,6 +274,7 @@ fn assert_sane_updates(updates: &BTreeMap<Name, Update>) -> u64 {
                     assert!(is_unicast(&remote.vtep));
                     (remote.vni, remote.mac, remote.ips.clone())
                 }
+                EndpointSpec::Outside(_) => unreachable!("the store says nothing of the way outside"),
             };
             let segment = spec.segment(vni).expect("an endpoint is on one of its network's segments");
             assert!(!mac.is_zero() && !mac.is_multicast() && mac != segment.gateway_mac);

@@ -18,7 +18,7 @@ use super::{
     paths::Seen,
 };
 use crate::{
-    desired::{Conflict, Source, Store, Update},
+    desired::{Conflict, Outside, Source, Store, Update},
     engine::Time,
     etcd::Message,
     kernel,
@@ -38,6 +38,7 @@ struct Running {
 pub(super) struct Director {
     shared: Arc<Shared>,
     store: Store,
+    outside: Outside,
     pages: Arc<AgentPages>,
     running: BTreeMap<Name, Running>,
     swept: bool,
@@ -49,10 +50,17 @@ pub(super) struct Director {
 }
 
 impl Director {
-    pub(super) fn new(shared: Arc<Shared>, store: Store, pages: Arc<AgentPages>, history: History) -> Self {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        store: Store,
+        outside: Outside,
+        pages: Arc<AgentPages>,
+        history: History,
+    ) -> Self {
         Self {
             shared,
             store,
+            outside,
             pages,
             running: BTreeMap::new(),
             swept: false,
@@ -151,7 +159,8 @@ impl Director {
     }
 
     fn dispatch(&mut self, updates: BTreeMap<Name, Update>, received: Time) -> Result<(), Error> {
-        for (name, update) in updates {
+        let outside = self.outside.follow(&updates).map(|update| (Name::host(), update));
+        for (name, update) in updates.into_iter().chain(outside) {
             self.give(&name, &update, received)?;
         }
         Ok(())
@@ -189,14 +198,18 @@ impl Director {
         for unreadable in &owned.unreadable {
             warn!("cannot tell whose namespace this is: {unreadable:?}");
         }
-        let stale = owned.networks.into_iter().filter(|name| !self.running.contains_key(name));
+        let owned = owned.networks.into_iter().chain([Name::host()]);
+        let stale = owned.filter(|name| !self.running.contains_key(name));
         let nothing = Update { revision: self.store.revision(), spec: Some(None), endpoints: Vec::new() };
         for name in stale.collect::<Vec<_>>() {
             if self.store.without_good_version().any(|bad| bad == name) {
                 warn!(network = %name, "its record is bad and no good version is known: what stands of it is kept");
                 continue;
             }
-            info!(network = %name, "nothing desires it any more; taking it down");
+            // Of the host's own it is not known yet whether anything is left.
+            if name != Name::host() {
+                info!(network = %name, "nothing desires it any more; taking it down");
+            }
             self.start(&name)?.update(&nothing, self.shared.now());
         }
         Ok(())

@@ -27,7 +27,7 @@ pub use self::{
     takedown::cleanup,
 };
 use crate::{
-    desired::{Source, Store, StoreConfig},
+    desired::{Outside, Source, Store, StoreConfig},
     etcd::{self, Etcd},
     http, kernel,
     retry::{Retry, stable_hash},
@@ -93,7 +93,11 @@ pub enum Error {
 /// It cannot start, or cannot go on. What etcd or the kernel refuses for now is no reason to end.
 pub async fn run(settings: Settings, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
     let _lock = Lock::take(&settings.owner.run_dir, &settings.owner.instance)?;
-    let shared = Arc::new(settings.owner.shared(settings.netns_roots.clone(), settings.resync)?);
+    let shared = Arc::new(settings.owner.shared(
+        settings.netns_roots.clone(),
+        settings.resync,
+        settings.adopt_gateway_bridge,
+    )?);
     let pages = Arc::new(AgentPages::new(Arc::clone(&shared)));
     let listen = |error| Error::Listen { address: settings.listen, error };
     let listener = TcpListener::bind(settings.listen).await.map_err(listen)?;
@@ -133,7 +137,8 @@ async fn follow(settings: &Settings, shared: Arc<Shared>, pages: Arc<AgentPages>
     let docker_config = settings.docker_prefix.as_deref().map(|prefix| settings.etcd(prefix));
     let also_followed = docker_config.map(|config| AbortOnDrop(tokio::spawn(etcd::follow(config, sender))));
     let history = History::new(settings.etcd(&settings.prefix));
-    let mut director = Director::new(Arc::clone(&shared), store, pages, history);
+    let outside = Outside::new(settings.with_outside.then(|| settings.owner.outside.clone()));
+    let mut director = Director::new(Arc::clone(&shared), store, outside, pages, history);
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     loop {
         tokio::select! {

@@ -14,8 +14,9 @@ use tracing::{debug, error, info, warn};
 
 use super::{board::Board, journal::Journal, mailbox::Mailbox};
 use crate::{
-    engine::{Answer, Config, Event, Failure, Home, Kernel, Network, Op, Query, Time, Turn, turn},
-    kernel::NetworkKernel,
+    desired::OutsideConfig,
+    engine::{Answer, Config, Event, Failure, Gateway, Home, Kernel, Network, Op, Query, Reconciler, Time, Turn, turn},
+    kernel::{self, NetworkKernel},
     metrics::Metrics,
     model::Name,
 };
@@ -30,6 +31,10 @@ pub(super) struct Shared {
     pub(super) netns_dir: std::path::PathBuf,
     pub(super) netns_roots: Vec<std::path::PathBuf>,
     pub(super) group: u32,
+    /// The way outside, or what is to be taken down of it.
+    pub(super) outside: OutsideConfig,
+    /// Somebody else's bridge of that name is taken.
+    pub(super) adopt: bool,
     pub(super) resync: Duration,
     pub(super) metrics: Metrics,
     pub(super) board: Board,
@@ -44,21 +49,23 @@ impl Shared {
     }
 
     pub(super) fn kernel_of(&self, network: &Name) -> NetworkKernel {
-        NetworkKernel::new(crate::kernel::Config {
+        let config = crate::kernel::Config {
             instance: self.instance.clone(),
             network: network.clone(),
             netns_dir: self.netns_dir.clone(),
             netns_roots: self.netns_roots.clone(),
-        })
+        };
+        if *network == Name::host() { NetworkKernel::of_the_host(config) } else { NetworkKernel::new(config) }
     }
 
-    pub(super) fn engine_of(&self, network: &Name, kernel: &NetworkKernel) -> Network {
-        Network::new(Config {
-            name: network.clone(),
-            home: Home::Overlay(kernel.path().clone()),
-            group: self.group,
-            resync: self.resync,
-        })
+    pub(super) fn engine_of(&self, network: &Name) -> Box<dyn Reconciler> {
+        let config = |home| Config { name: network.clone(), home, group: self.group, resync: self.resync };
+        if *network == Name::host() {
+            let home = Home::Host { bridge: self.outside.bridge.clone(), adopt: self.adopt };
+            return Box::new(Gateway::new(config(home), self.outside.clone()));
+        }
+        let path = self.netns_dir.join(kernel::netns_file_name(network));
+        Box::new(Network::new(config(Home::Overlay(path))))
     }
 }
 
@@ -98,7 +105,7 @@ pub(super) fn start(name: Name, shared: Arc<Shared>) -> io::Result<(Arc<Mailbox>
 
 fn run(name: &Name, shared: &Shared, mailbox: &Mailbox) {
     let mut kernel = shared.kernel_of(name);
-    let mut engine = shared.engine_of(name, &kernel);
+    let mut engine = shared.engine_of(name);
     let mut journal = Journal::new(name.clone());
     let mut generation = kernel.generation();
     let mut told = false;
@@ -113,11 +120,11 @@ fn run(name: &Name, shared: &Shared, mailbox: &Mailbox) {
             engine.want(update, received);
         }
         match work.paths {
-            Some(paths) => paths.into_iter().for_each(|path| engine.hear(Event::Path(path), shared.now())),
-            None => engine.resync("overrun", shared.now()),
+            Some(paths) => paths.into_iter().for_each(|path| engine.network().hear(Event::Path(path), shared.now())),
+            None => engine.network().resync("overrun", shared.now()),
         }
         let mut paced = OneRemovalAtATime { kernel: &mut kernel, removal: &shared.removal };
-        let turn = turn(&mut engine, &mut paced, || shared.now(), ROUNDS);
+        let turn = turn(&mut *engine, &mut paced, || shared.now(), ROUNDS);
         // Whoever sees a repair counted must not see how things stood before it.
         let summary = engine.summary();
         journal.blocked(&summary.blocked);

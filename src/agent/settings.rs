@@ -8,6 +8,7 @@ use std::{
 
 use super::{Error, board::Board, network::Shared};
 use crate::{
+    desired::OutsideConfig,
     etcd::{self, Tls},
     kernel::DEFAULT_NETNS_DIR,
     metrics::Metrics,
@@ -23,16 +24,20 @@ pub struct Owner {
     pub run_dir: PathBuf,
     /// Link group of all its devices.
     pub link_group: u32,
+    /// Bridge and subnets of its way outside.
+    pub outside: OutsideConfig,
 }
 
 impl Owner {
     /// What all networks of this owner share.
-    pub(super) fn shared(&self, netns_roots: Vec<PathBuf>, resync: Duration) -> Result<Shared, Error> {
+    pub(super) fn shared(&self, netns_roots: Vec<PathBuf>, resync: Duration, adopt: bool) -> Result<Shared, Error> {
         Ok(Shared {
             instance: self.instance.clone(),
             netns_dir: DEFAULT_NETNS_DIR.into(),
             netns_roots,
             group: self.link_group,
+            outside: self.outside.clone(),
+            adopt,
             resync,
             metrics: Metrics::new()?,
             board: Board::default(),
@@ -61,6 +66,10 @@ pub struct Settings {
     pub netns_roots: Vec<PathBuf>,
     /// Whose objects on this host are meant.
     pub owner: Owner,
+    /// Whether endpoints get a way outside at all.
+    pub with_outside: bool,
+    /// A bridge of the gateway bridge's name is taken although it is somebody else's.
+    pub adopt_gateway_bridge: bool,
     /// How often the whole kernel state is read again.
     pub resync: Duration,
     /// etcd user and password.

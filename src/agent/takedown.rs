@@ -25,23 +25,26 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// An agent of this instance runs, or the namespaces cannot be listed.
 pub fn cleanup(owner: &Owner) -> Result<(Vec<Name>, Vec<Name>), Error> {
     let _lock = Lock::take(&owner.run_dir, &owner.instance)?;
-    let shared = owner.shared(Vec::new(), PATIENCE)?;
+    // Of somebody else's bridge only what we put on it goes, so that it may well be taken for ours.
+    let shared = owner.shared(Vec::new(), PATIENCE, true)?;
     let owned = kernel::owned(Path::new(kernel::DEFAULT_NETNS_DIR), &owner.instance)?;
     for unreadable in &owned.unreadable {
         warn!("cannot tell whose this is: {unreadable:?}");
     }
-    Ok(owned.networks.into_iter().partition(|network| take_down(network, &shared)))
+    // What the host has goes first: its ports lead into the same containers.
+    let all = [Name::host()].into_iter().chain(owned.networks);
+    Ok(all.partition(|network| take_down(network, &shared)))
 }
 
 /// Runs a network's engine, with nothing desired, until nothing is left.
 fn take_down(network: &Name, shared: &Shared) -> bool {
     let mut kernel = shared.kernel_of(network);
-    let mut engine = shared.engine_of(network, &kernel);
+    let mut engine = shared.engine_of(network);
     let start = shared.now();
     engine.want(Update { revision: 0, spec: Some(None), endpoints: Vec::new() }, start);
     while shared.now().since(start) < PATIENCE {
         let mut kernel = OneRemovalAtATime { kernel: &mut kernel, removal: &shared.removal };
-        match turn(&mut engine, &mut kernel, || shared.now(), 1000) {
+        match turn(&mut *engine, &mut kernel, || shared.now(), 1000) {
             Turn::Gone => return true,
             Turn::More => {}
             Turn::Rest(until) => std::thread::sleep(until.since(shared.now()).min(Duration::from_millis(100))),

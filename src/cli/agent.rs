@@ -9,9 +9,12 @@ use std::{
 };
 
 use clap::Args;
+use ipnet::{Ipv4Net, Ipv6Net};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::options::{Instance, Log, docker_prefix, duration, prefixes_apart};
+use super::options::{
+    DEFAULT_SUBNET, Instance, Log, docker_prefix, duration, gateway_subnet, gateway_subnet6, prefixes_apart,
+};
 use crate::{
     agent::{self, Settings},
     etcd::Tls,
@@ -42,6 +45,15 @@ pub(super) struct Arguments {
     /// Beneath which directories endpoints' namespaces may be; may be given several times
     #[arg(long = "netns-root", env = "VTEPD_NETNS_ROOT", value_delimiter = ',')]
     netns_root: Vec<PathBuf>,
+    /// IPv4 subnet of the bridge on the host that leads outside; the bridge has its first address
+    #[arg(long, env = "VTEPD_GATEWAY_SUBNET", default_value_t = DEFAULT_SUBNET, value_parser = gateway_subnet)]
+    gateway_subnet: Ipv4Net,
+    /// IPv6 subnet of that bridge; without it only IPv4 leads outside
+    #[arg(long, env = "VTEPD_GATEWAY_SUBNET6", value_parser = gateway_subnet6)]
+    gateway_subnet6: Option<Ipv6Net>,
+    /// Use a bridge of that name although it is somebody else's
+    #[arg(long, env = "VTEPD_ADOPT_GATEWAY_BRIDGE")]
+    adopt_gateway_bridge: bool,
     /// How often the whole kernel state is read again without a reason
     #[arg(long, env = "VTEPD_RESYNC", default_value = "60s", value_parser = duration)]
     resync: Duration,
@@ -90,7 +102,9 @@ impl Arguments {
             prefix: self.prefix,
             docker_prefix: self.docker_prefix,
             listen: self.listen,
-            owner: self.instance.owner(),
+            with_outside: self.instance.has_outside(),
+            owner: self.instance.owner(self.gateway_subnet, self.gateway_subnet6),
+            adopt_gateway_bridge: self.adopt_gateway_bridge,
             netns_roots: if self.netns_root.is_empty() { default_roots() } else { self.netns_root },
             resync: self.resync,
             user,

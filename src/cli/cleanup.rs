@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::options::{Instance, Log};
+use super::options::{DEFAULT_SUBNET, Instance, Log};
 use crate::agent;
 
 /// The options of the clean-up.
@@ -19,7 +19,8 @@ pub(super) struct Arguments {
 /// Takes down what this instance owns, and says what.
 pub(super) fn run(arguments: &Arguments) -> ExitCode {
     let outcome = arguments.log.start().and_then(|()| {
-        let (gone, left) = agent::cleanup(&arguments.instance.owner()).map_err(|error| error.to_string())?;
+        let (gone, left) =
+            agent::cleanup(&arguments.instance.owner(DEFAULT_SUBNET, None)).map_err(|error| error.to_string())?;
         for network in &gone {
             println!("removed {network}");
         }

@@ -1,11 +1,12 @@
 //! Options that several verbs share.
 
-use std::{path::PathBuf, time::Duration};
+use std::{net::Ipv4Addr, path::PathBuf, time::Duration};
 
 use clap::{Args, ValueEnum};
+use ipnet::{Ipv4Net, Ipv6Net};
 use tracing_subscriber::EnvFilter;
 
-use crate::agent::Owner;
+use crate::{agent::Owner, desired::OutsideConfig};
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -50,12 +51,58 @@ pub(super) struct Instance {
     /// Link group of all devices of this instance
     #[arg(long, env = "VTEPD_LINK_GROUP", default_value_t = 0x7674, value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) link_group: u32,
+    /// Bridge on the host that leads outside; `none` for no way outside
+    #[arg(long, env = "VTEPD_GATEWAY_BRIDGE", default_value = DEFAULT_BRIDGE, value_parser = bridge)]
+    gateway_bridge: String,
 }
 
 impl Instance {
-    pub(super) fn owner(&self) -> Owner {
-        let Self { instance, run_dir, link_group } = self.clone();
-        Owner { instance, run_dir, link_group }
+    /// The owner, whose bridge on the host has these subnets.
+    pub(super) fn owner(&self, subnet: Ipv4Net, subnet6: Option<Ipv6Net>) -> Owner {
+        let Self { instance, run_dir, link_group, gateway_bridge } = self.clone();
+        // Without a way outside what an earlier agent made for one is still to be found.
+        let bridge = if self.has_outside() { gateway_bridge } else { DEFAULT_BRIDGE.to_owned() };
+        Owner { instance, run_dir, link_group, outside: OutsideConfig { bridge, subnet, subnet6 } }
+    }
+
+    /// Whether there is to be a way outside.
+    pub(super) fn has_outside(&self) -> bool {
+        self.gateway_bridge != NO_BRIDGE
+    }
+}
+
+/// The IPv4 subnet of the bridge on the host: 172.18.0.0/16, as Docker's `docker_gwbridge` has it.
+pub(super) const DEFAULT_SUBNET: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(172, 18, 0, 0), 16);
+const DEFAULT_BRIDGE: &str = "vtepd-gw";
+const NO_BRIDGE: &str = "none";
+
+/// The name of a link that can be made.
+fn bridge(text: &str) -> Result<String, String> {
+    let plain = |c: char| c.is_ascii_graphic() && !matches!(c, '/' | ':' | '%');
+    if (1..16).contains(&text.len()) && text.chars().all(plain) && !matches!(text, "." | ".." | "lo") {
+        Ok(text.to_owned())
+    } else {
+        Err("is no name of a link: 1 to 15 characters without `/`, `:`, `%`".to_owned())
+    }
+}
+
+/// The IPv4 subnet of the bridge on the host.
+pub(super) fn gateway_subnet(text: &str) -> Result<Ipv4Net, String> {
+    let subnet: Ipv4Net = text.parse().map_err(|_| "is not an IPv4 subnet such as 172.18.0.0/16".to_owned())?;
+    match subnet {
+        _ if subnet != subnet.trunc() => Err(format!("has host bits: {} is meant?", subnet.trunc())),
+        _ if !(8..=29).contains(&subnet.prefix_len()) => Err("must have a prefix length of 8 to 29".to_owned()),
+        _ => Ok(subnet),
+    }
+}
+
+/// The IPv6 subnet of the bridge on the host; interfaces get the same numbers in it as in the IPv4 one.
+pub(super) fn gateway_subnet6(text: &str) -> Result<Ipv6Net, String> {
+    let subnet: Ipv6Net = text.parse().map_err(|_| "is not an IPv6 subnet such as fd00:18::/64".to_owned())?;
+    match subnet {
+        _ if subnet != subnet.trunc() => Err(format!("has host bits: {} is meant?", subnet.trunc())),
+        _ if subnet.prefix_len() > 96 => Err("must have a prefix length of at most 96".to_owned()),
+        _ => Ok(subnet),
     }
 }
 
@@ -108,6 +155,28 @@ mod tests {
         }
         assert_eq!(docker_prefix("/docker/network/v1.0/"), Ok("/docker/network/v1.0".to_owned()));
         assert!(docker_prefix("/").is_err());
+    }
+
+    #[test]
+    fn gateway_subnets_are_whole_subnets_with_room() {
+        assert_eq!(gateway_subnet("172.18.0.0/16"), Ok(DEFAULT_SUBNET));
+        for bad in ["172.18.0.1/16", "172.18.0.0", "10.0.0.0/30", "0.0.0.0/0", "fd00::/64"] {
+            assert!(gateway_subnet(bad).is_err(), "{bad}");
+        }
+        assert!(gateway_subnet6("fd00:18::/64").is_ok());
+        for bad in ["fd00:18::1/64", "fd00::/112", "10.0.0.0/8"] {
+            assert!(gateway_subnet6(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_bridge_has_the_name_of_a_link() {
+        for good in ["vtepd-gw", "docker_gwbridge"] {
+            assert_eq!(bridge(good), Ok(good.to_owned()));
+        }
+        for bad in ["", "a/b", "x%d", "0123456789abcdef", "..", "lo", "a b", "a\n"] {
+            assert!(bridge(bad).is_err(), "{bad:?}");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 use ipnet::IpNet;
 
 use super::{
-    EndpointSpec, LocalEndpoint, NetworkSpec, RemoteEndpoint, Segment,
+    EndpointSpec, LocalEndpoint, NetworkSpec, RemoteEndpoint, Segment, Tunnel,
     fit::{gateway_mac, routes, with_prefix_len},
     records::{NetworkState, Standing},
     report::BlockedReason,
@@ -69,7 +69,8 @@ impl Store {
         }
         let segment = |(vni, gateways)| {
             let gateway_mac = gateway_mac(network, vni)?;
-            Some(Segment { vni, port: network.port, local, mtu: self.mtu_of(network, local), gateways, gateway_mac })
+            let tunnel = Some(Tunnel { port: network.port, local });
+            Some(Segment { vni, tunnel, mtu: self.mtu_of(network, local), gateways, gateway_mac })
         };
         let segments = gateways.into_iter().filter_map(segment).collect();
         let spec = NetworkSpec { name: name.clone(), segments };

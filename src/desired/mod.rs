@@ -8,6 +8,7 @@ mod docker;
 mod fit;
 mod keep;
 mod meaning;
+mod outside;
 mod records;
 mod report;
 mod source;
@@ -21,7 +22,8 @@ mod property;
 #[cfg(test)]
 mod tests;
 
+pub use outside::{Outside, OutsideConfig};
 pub use report::{Blocked, BlockedReason, Conflict, Counts};
 pub use source::Source;
-pub use spec::{EndpointSpec, LocalEndpoint, NetworkSpec, RemoteEndpoint, Segment, Update};
+pub use spec::{EndpointSpec, LocalEndpoint, NetworkSpec, OutsideEndpoint, RemoteEndpoint, Segment, Tunnel, Update};
 pub use store::{Audited, Store, StoreConfig};

@@ -32,7 +32,11 @@ impl Mirror {
                     continue;
                 }
                 Some(Some(spec)) => {
-                    let segments = spec.segments.iter().map(|s| (s.vni.get(), s.port, s.mtu, s.local)).collect();
+                    let segments = spec
+                        .segments
+                        .iter()
+                        .filter_map(|s| Some((s.vni.get(), s.tunnel?.port, s.mtu, s.tunnel?.local)))
+                        .collect();
                     self.world.entry(name.clone()).or_default().0 = segments;
                 }
                 None => assert!(self.world.contains_key(&name), "{name} changed without existing"),

@@ -4,15 +4,22 @@ use ipnet::IpNet;
 
 use crate::model::{EndpointId, Mac, Name, Route, Vni};
 
-/// One VXLAN segment of a network: a bridge and a VXLAN device.
+/// The VXLAN device of a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tunnel {
+    /// Its UDP port.
+    pub port: u16,
+    /// This node's VTEP address.
+    pub local: IpAddr,
+}
+
+/// One segment of a network: a bridge, and a VXLAN device to other hosts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Segment {
     /// Its identifier.
     pub vni: Vni,
-    /// UDP port of the tunnel.
-    pub port: u16,
-    /// This node's VTEP address.
-    pub local: IpAddr,
+    /// Its way to other hosts; the gateway bridge has none.
+    pub tunnel: Option<Tunnel>,
     /// MTU of every device of the segment, in bytes.
     pub mtu: u32,
     /// The gateway addresses with their prefix lengths, held by the bridge on every node.
@@ -56,6 +63,16 @@ pub struct LocalEndpoint {
     pub outside: bool,
 }
 
+/// An interface to the outside, for a namespace of this node. Which address it gets is up to the gateway bridge's own stage
+/// ([`crate::engine::Gateway`]), which knows from the kernel which ones are taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OutsideEndpoint {
+    /// Path of the network namespace.
+    pub netns: PathBuf,
+    /// Name of the interface in there.
+    pub ifname: String,
+}
+
 /// An endpoint behind another VTEP.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RemoteEndpoint {
@@ -76,6 +93,8 @@ pub enum EndpointSpec {
     Local(LocalEndpoint),
     /// It lives elsewhere.
     Remote(RemoteEndpoint),
+    /// A namespace that gets an interface to the outside.
+    Outside(OutsideEndpoint),
 }
 
 impl Update {

@@ -58,8 +58,9 @@ fn a_network_with_an_endpoint_here_is_told_whole() {
     let (store, update) = two_nodes();
     let spec = update.spec.unwrap().unwrap();
     let segment = &spec.segments[0];
-    assert_eq!((segment.vni.get(), segment.port, segment.mtu), (256, 4789, 1450));
-    assert_eq!(segment.local.to_string(), "192.168.0.1");
+    let tunnel = segment.tunnel.unwrap();
+    assert_eq!((segment.vni.get(), tunnel.port, segment.mtu), (256, 4789, 1450));
+    assert_eq!(tunnel.local.to_string(), "192.168.0.1");
     assert_eq!(segment.gateway_mac.to_string(), "02:42:0a:00:00:01");
     assert_eq!(segment.gateways[0].to_string(), "10.0.0.1/24");
     let [(first, Some(EndpointSpec::Local(local))), (second, Some(EndpointSpec::Remote(remote)))] =
@@ -198,7 +199,7 @@ fn without_a_configured_vtep_this_nodes_record_counts() {
     assert!(store.snapshot(3, vec![kv("networks/n", NET, 1), kv("endpoints/n/a/e", &ip(2), 2)]).is_empty());
     let updates = store.changes(4, vec![put("nodes/a", r#"{"vtep":"fd00::1"}"#, 4, 4)]);
     let spec = updates["n"].spec.clone().unwrap().unwrap();
-    assert_eq!((spec.segments[0].local.to_string().as_str(), spec.segments[0].mtu), ("fd00::1", 1430));
+    assert_eq!((spec.segments[0].tunnel.unwrap().local.to_string().as_str(), spec.segments[0].mtu), ("fd00::1", 1430));
     let updates = store.changes(5, vec![put("nodes/a", r#"{"vtep":"192.168.0.1"}"#, 4, 5)]);
     let spec = updates["n"].spec.clone().unwrap().unwrap();
     assert_eq!(spec.segments[0].mtu, 1450);

@@ -10,6 +10,7 @@ mod applied;
 mod delta;
 mod drift;
 mod ends;
+mod gateway;
 mod hear;
 mod key;
 mod links;
@@ -25,7 +26,10 @@ mod trouble;
 mod unread;
 mod want;
 
+use crate::desired::Update;
+
 pub use delta::{Cause, Fits, Sides, Table};
+pub use gateway::Gateway;
 pub use key::{BridgeRowKey, Key, Kind, LinkId, NeighbourKey, TunnelKey};
 pub use network::{Config, Effect, Home, Network};
 pub use object::{
@@ -50,20 +54,67 @@ pub enum Turn {
     More,
 }
 
-/// Runs at most `rounds` effects of the engine against a kernel. Events are taken in before each decision.
-pub fn turn(network: &mut Network, kernel: &mut impl Kernel, now: impl Fn() -> Time, rounds: usize) -> Turn {
+/// An engine: that of a network, or one that has a stage before it.
+pub trait Reconciler {
+    /// The engine proper.
+    fn network(&mut self) -> &mut Network;
+
+    /// See [`Network::want`].
+    fn want(&mut self, update: Update, now: Time);
+
+    /// See [`Network::next`].
+    fn next(&mut self, now: Time) -> Effect;
+
+    /// See [`Network::answered`].
+    fn answered(&mut self, answer: Result<Answer, Failure>, now: Time);
+
+    /// See [`Network::summary`].
+    fn summary(&self) -> Summary;
+
+    /// See [`Network::take_notes`].
+    fn take_notes(&mut self) -> Vec<Note>;
+}
+
+impl Reconciler for Network {
+    fn network(&mut self) -> &mut Network {
+        self
+    }
+
+    fn want(&mut self, update: Update, now: Time) {
+        Self::want(self, update, now);
+    }
+
+    fn next(&mut self, now: Time) -> Effect {
+        Self::next(self, now)
+    }
+
+    fn answered(&mut self, answer: Result<Answer, Failure>, now: Time) {
+        Self::answered(self, answer, now);
+    }
+
+    fn summary(&self) -> Summary {
+        Self::summary(self)
+    }
+
+    fn take_notes(&mut self) -> Vec<Note> {
+        Self::take_notes(self)
+    }
+}
+
+/// Runs at most `rounds` effects of an engine against a kernel. Events are taken in before each decision.
+pub fn turn(engine: &mut dyn Reconciler, kernel: &mut impl Kernel, now: impl Fn() -> Time, rounds: usize) -> Turn {
     for _ in 0..rounds {
         for event in kernel.events() {
-            network.hear(event, now());
+            engine.network().hear(event, now());
         }
-        match network.next(now()) {
+        match engine.next(now()) {
             Effect::Read(query) => {
                 let answer = kernel.read(&query);
-                network.answered(answer, now());
+                engine.answered(answer, now());
             }
             Effect::Apply(ops) => {
                 let results = kernel.apply(&ops);
-                network.applied(results, now());
+                engine.network().applied(results, now());
             }
             Effect::Rest(until) => return Turn::Rest(until),
             Effect::Gone => return Turn::Gone,

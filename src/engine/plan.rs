@@ -146,11 +146,11 @@ impl Network {
                 Some(link) => (Action::Replace, self.set_link(id, want, link)),
             };
             let key = Key::Link(id.clone());
-            if let (LinkId::Vxlan(_), KindWant::Vxlan { segment, .. }) = (id, &want.kind)
+            if let (LinkId::Vxlan(_), KindWant::Vxlan { vni, tunnel, .. }) = (id, &want.kind)
                 && sides.observed.is_none()
                 && self.troubles.reason(&key) == Some(FailureKind::Exists)
             {
-                let (vni, port, group) = (segment.vni.get(), segment.port, want.group);
+                let (vni, port, group) = (vni.get(), tunnel.port, want.group);
                 let op = Op::ReclaimVni { vni, port, group };
                 planned.extend(self.planned(key.clone(), Action::Delete, sides.cause, op, now));
             }
@@ -168,14 +168,14 @@ impl Network {
         let LinkWant { name, mac, mtu, group, kind } = want.clone();
         let link = match (id, kind) {
             (LinkId::Bridge(_), KindWant::Bridge { .. }) => NewLink::Bridge { name, mac, group },
-            (LinkId::Vxlan(_), KindWant::Vxlan { segment, .. }) => NewLink::Vxlan {
+            (LinkId::Vxlan(_), KindWant::Vxlan { vni, tunnel, .. }) => NewLink::Vxlan {
                 name,
                 mac,
                 mtu,
                 group,
-                vni: segment.vni.get(),
-                port: segment.port,
-                local: segment.local,
+                vni: vni.get(),
+                port: tunnel.port,
+                local: tunnel.local,
                 proxy: true,
             },
             (LinkId::Outer(endpoint), KindWant::Outer { bridge, .. }) => {
@@ -221,8 +221,8 @@ impl Network {
             change.port = (change.master.is_some() || link.port != Some(port)).then_some(port);
         }
         match (&want.kind, &link.kind) {
-            (KindWant::Vxlan { segment, .. }, LinkKind::Vxlan(vxlan)) => {
-                change.local = (vxlan.local != Some(segment.local)).then_some(segment.local);
+            (KindWant::Vxlan { tunnel, .. }, LinkKind::Vxlan(vxlan)) => {
+                change.local = (vxlan.local != Some(tunnel.local)).then_some(tunnel.local);
                 change.learning_off = vxlan.learning;
             }
             (KindWant::Bridge { .. }, LinkKind::Bridge { mcast_snooping }) => {

@@ -17,7 +17,7 @@ use super::{
     unread::ReadCause,
 };
 use crate::{
-    desired::{EndpointSpec, LocalEndpoint, NetworkSpec, Segment, Update},
+    desired::{EndpointSpec, LocalEndpoint, NetworkSpec, Segment, Tunnel, Update},
     model::{EndpointId, Mac, Vni},
     retry::stable_hash,
 };
@@ -47,8 +47,10 @@ pub enum KindWant {
     },
     /// A VXLAN device without learning, with proxy, a port of its segment's bridge.
     Vxlan {
-        /// The segment, for VNI, port and source address.
-        segment: Box<Segment>,
+        /// Its VNI.
+        vni: Vni,
+        /// Its port and source address.
+        tunnel: Tunnel,
         /// The bridge's index; `None` until there is one.
         bridge: Option<u32>,
     },
@@ -94,8 +96,8 @@ impl LinkWant {
             (KindWant::Bridge { .. }, LinkKind::Bridge { .. }) | (KindWant::Outer { .. }, LinkKind::Veth { .. }) => {
                 true
             }
-            (KindWant::Vxlan { segment, .. }, LinkKind::Vxlan(vxlan)) => {
-                vxlan.vni == segment.vni.get() && vxlan.port == segment.port && vxlan.proxy
+            (KindWant::Vxlan { vni, tunnel, .. }, LinkKind::Vxlan(vxlan)) => {
+                vxlan.vni == vni.get() && vxlan.port == tunnel.port && vxlan.proxy
             }
             (KindWant::Inner { outer }, LinkKind::Veth { peer, .. }) => outer.is_some() && outer == peer,
             _ => false,
@@ -105,8 +107,8 @@ impl LinkWant {
     fn kind_fits(&self, link: &Link) -> bool {
         match (&self.kind, &link.kind) {
             (KindWant::Bridge { .. }, LinkKind::Bridge { mcast_snooping }) => !mcast_snooping,
-            (KindWant::Vxlan { segment, .. }, LinkKind::Vxlan(vxlan)) => {
-                vxlan.local == Some(segment.local) && !vxlan.learning
+            (KindWant::Vxlan { tunnel, .. }, LinkKind::Vxlan(vxlan)) => {
+                vxlan.local == Some(tunnel.local) && !vxlan.learning
             }
             _ => true,
         }
@@ -164,6 +166,14 @@ pub(super) const GATEWAY_PORT: &str = "vgw";
 /// The name of the gateway bridge's port for an endpoint.
 pub fn gateway_port_name(id: &EndpointId) -> String {
     format!("{GATEWAY_PORT}{:012x}", stable_hash(id.to_string().as_bytes()) & 0xffff_ffff_ffff)
+}
+
+/// The address that a port of the gateway bridge is for, as its MAC address tells.
+pub(super) fn address_of_gateway_port(mac: Mac) -> Option<Ipv4Addr> {
+    match mac.octets() {
+        [0x02, 0x76, a, b, c, d] => Some(Ipv4Addr::new(a, b, c, d)),
+        _ => None,
+    }
 }
 
 /// The MAC address of the gateway bridge's port for an address: an agent without memory reads from it which address is taken.
@@ -264,6 +274,8 @@ impl Network {
                     }
                 }
             }
+            // It has no address yet, and so no rows.
+            EndpointSpec::Outside(_) => {}
             EndpointSpec::Local(local) => {
                 let wired = wanted && self.locals.get(id).is_some_and(Local::wired);
                 let key = BridgeRowKey { vni: local.vni, mac: local.mac };
@@ -390,15 +402,13 @@ impl Network {
             kind: KindWant::Bridge { adopt },
         };
         self.want_link(&LinkId::Bridge(segment.vni), Some(bridge));
-        if self.config.home.is_host() {
-            return;
-        }
+        let Some(tunnel) = segment.tunnel else { return };
         let vxlan = LinkWant {
             name: format!("vxlan{}", number + 1),
             mac: device_mac(&format!("{} {}", self.config.name, segment.vni)),
             mtu: segment.mtu,
             group: self.config.group,
-            kind: KindWant::Vxlan { segment: Box::new(segment.clone()), bridge: self.bridge_index(segment.vni) },
+            kind: KindWant::Vxlan { vni: segment.vni, tunnel, bridge: self.bridge_index(segment.vni) },
         };
         self.want_link(&LinkId::Vxlan(segment.vni), Some(vxlan));
     }

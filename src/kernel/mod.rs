@@ -51,13 +51,21 @@ pub struct Config {
 #[derive(Debug)]
 pub struct NetworkKernel {
     config: Config,
-    path: PathBuf,
-    mark: String,
+    home: Home,
     overlay: Option<Overlay>,
     generation: u64,
 }
 
-/// The overlay namespace, open.
+/// Where the network's bridges are.
+#[derive(Debug)]
+enum Home {
+    /// In a namespace of their own, bound to the path, with the mark.
+    Overlay { path: PathBuf, mark: String },
+    /// In the host's own.
+    Host,
+}
+
+/// The namespace of the network's bridges, open.
 #[derive(Debug)]
 struct Overlay {
     netns: Held,
@@ -77,12 +85,12 @@ impl NetworkKernel {
     pub fn new(config: Config) -> Self {
         let path = config.netns_dir.join(netns::file_name(&config.network));
         let mark = netns::mark(&config.instance, &config.network);
-        Self { config, path, mark, overlay: None, generation: 0 }
+        Self { config, home: Home::Overlay { path, mark }, overlay: None, generation: 0 }
     }
 
-    /// The path of the overlay namespace.
-    pub const fn path(&self) -> &PathBuf {
-        &self.path
+    /// Makes the edge of a network whose home is the host's own namespace.
+    pub const fn of_the_host(config: Config) -> Self {
+        Self { config, home: Home::Host, overlay: None, generation: 0 }
     }
 
     /// The event sockets, to wait on for readability; none while the overlay namespace is not open. They are others whenever
@@ -116,7 +124,11 @@ impl NetworkKernel {
 
     /// What stands at the path; what is open follows it.
     fn look(&mut self) -> Result<NetnsState, Error> {
-        let held = match netns::find(&self.path)? {
+        let (path, mark) = match &self.home {
+            Home::Overlay { path, mark } => (path.clone(), mark.clone()),
+            Home::Host => return self.look_at_home().map(NetnsState::Ours),
+        };
+        let held = match netns::find(&path)? {
             Found::Namespace(held) => held,
             Found::Absent => {
                 self.set_overlay(None);
@@ -129,7 +141,8 @@ impl NetworkKernel {
         };
         let id = held.id;
         if self.open_is(id) {
-            return if self.marked()? {
+            let alias = netns::alias_of_lo(&mut self.overlay()?.socket)?;
+            return if alias.as_deref() == Some(&mark) {
                 Ok(NetnsState::Ours(id))
             } else {
                 self.set_overlay(None);
@@ -137,7 +150,7 @@ impl NetworkKernel {
             };
         }
         self.set_overlay(None);
-        if held.alias()?.as_deref() != Some(&self.mark) {
+        if held.alias()?.as_deref() != Some(&mark) {
             return Ok(NetnsState::Foreign);
         }
         self.set_overlay(Some(Overlay::open(held)?));
@@ -148,26 +161,44 @@ impl NetworkKernel {
         self.overlay.as_ref().is_some_and(|overlay| overlay.netns.id == id)
     }
 
-    fn marked(&mut self) -> Result<bool, Error> {
-        let alias = netns::alias_of_lo(&mut self.overlay()?.socket)?;
-        Ok(alias.as_deref() == Some(&self.mark))
+    /// The host's own namespace is always there, and no other comes in its place.
+    fn look_at_home(&mut self) -> Result<NetnsId, Error> {
+        if let Some(overlay) = &self.overlay {
+            return Ok(overlay.netns.id);
+        }
+        let held = netns::own_held()?;
+        let id = held.id;
+        self.set_overlay(Some(Overlay::open(held)?));
+        Ok(id)
+    }
+
+    /// Path and mark of the overlay namespace; the host's own is neither made nor removed.
+    fn removable(&self) -> Result<(PathBuf, String), Error> {
+        match &self.home {
+            Home::Overlay { path, mark } => Ok((path.clone(), mark.clone())),
+            Home::Host => {
+                Err(Error::new(nix::errno::Errno::EINVAL, "the host's namespace is neither made nor removed"))
+            }
+        }
     }
 
     fn create_netns(&mut self) -> Result<(), Error> {
+        let (path, mark) = self.removable()?;
         self.set_overlay(None);
-        let held = netns::create(&self.path, &self.mark)?;
+        let held = netns::create(&path, &mark)?;
         self.set_overlay(Some(Overlay::open(held)?));
         Ok(())
     }
 
     fn delete_netns(&mut self) -> Result<(), Error> {
+        let (path, _) = self.removable()?;
         let state = self.look()?;
         self.set_overlay(None);
         match state {
-            NetnsState::Ours(_) => netns::delete(&self.path),
-            NetnsState::Absent => netns::remove_file(&self.path),
+            NetnsState::Ours(_) => netns::delete(&path),
+            NetnsState::Absent => netns::remove_file(&path),
             NetnsState::Foreign => {
-                Err(Error::new(nix::errno::Errno::EEXIST, format!("{} is not ours", self.path.display())))
+                Err(Error::new(nix::errno::Errno::EEXIST, format!("{} is not ours", path.display())))
             }
         }
     }

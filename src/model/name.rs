@@ -15,6 +15,11 @@ impl Name {
     /// The longest name, in bytes.
     pub const MAX: usize = 64;
 
+    /// What is called so is the host's own and no record's: a key cannot have this name.
+    pub fn host() -> Self {
+        Self("(host)".into())
+    }
+
     /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0

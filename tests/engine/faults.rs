@@ -3,7 +3,7 @@
 use std::{cell::Cell, collections::BTreeMap, sync::Arc, time::Duration};
 
 use vtepd::{
-    desired::{EndpointSpec, RemoteEndpoint, Update},
+    desired::{EndpointSpec, RemoteEndpoint, Tunnel, Update},
     engine::{
         Cause, DriftReason, Effect, Event, FailureKind, Kernel, Kind, LinkChange, Note, Op, Place, Query, Time, Turn,
         outer_name, turn,
@@ -173,8 +173,7 @@ fn a_change_of_ours_is_no_repair() {
     let mut lab = Lab::converged();
     let mut changed = spec();
     for (port, local) in [(4790, "192.168.205.10"), (4790, "192.168.205.99")] {
-        changed.segments[0].port = port;
-        changed.segments[0].local = ip(local);
+        changed.segments[0].tunnel = Some(Tunnel { port, local: ip(local) });
         lab.want(Update { revision: 6, spec: Some(Some(Arc::new(changed.clone()))), endpoints: Vec::new() });
         lab.settle();
         let mut repairs: BTreeMap<Kind, usize> = BTreeMap::new();

@@ -3,7 +3,7 @@
 use std::{cell::Cell, net::IpAddr, sync::Arc, time::Duration};
 
 use vtepd::{
-    desired::{EndpointSpec, LocalEndpoint, NetworkSpec, RemoteEndpoint, Segment, Update},
+    desired::{EndpointSpec, LocalEndpoint, NetworkSpec, RemoteEndpoint, Segment, Tunnel, Update},
     engine::{
         Answer, Config, DriftReason, Event, Failure, FailureKind, Home, Kernel, Kind, Network, Note, Op, Query, Time,
         Turn, turn,
@@ -37,8 +37,7 @@ pub fn id(node: &str, endpoint: &str) -> EndpointId {
 pub fn spec() -> NetworkSpec {
     let segment = Segment {
         vni: vni(256),
-        port: 4789,
-        local: ip("192.168.205.10"),
+        tunnel: Some(Tunnel { port: 4789, local: ip("192.168.205.10") }),
         mtu: 1450,
         gateways: vec!["10.0.0.1/24".parse().unwrap(), "fd00::1/64".parse().unwrap()],
         gateway_mac: Mac::from_ip(ip("10.0.0.1")),

@@ -89,7 +89,7 @@ fn a_network_of_dockers_is_told_like_any_other() {
     let spec = update.spec.unwrap().unwrap();
     assert_eq!((spec.name.as_str(), spec.segments.len()), (id('1').as_str(), 1));
     let segment = &spec.segments[0];
-    assert_eq!((segment.vni.get(), segment.port, segment.mtu), (256, 4789, 1450));
+    assert_eq!((segment.vni.get(), segment.tunnel.unwrap().port, segment.mtu), (256, 4789, 1450));
     assert_eq!(segment.gateways[0].to_string(), "10.0.0.1/24");
     let [(_, Some(EndpointSpec::Local(local))), (_, Some(EndpointSpec::Remote(remote)))] = update.endpoints.as_slice()
     else {
@@ -246,7 +246,7 @@ fn a_node_that_changes_its_vtep_changes_which_endpoints_live_there() {
     let updates = put(&mut store, vec![kv("/p/nodes/a", r#"{"vtep":"192.168.0.2"}"#, 4, 5)]);
     let second = updates[id('1').as_str()].clone();
     assert!(matches!(&second.endpoints[..], [(_, Some(EndpointSpec::Remote(_))), (_, Some(EndpointSpec::Local(_)))]));
-    assert_eq!(second.spec.unwrap().unwrap().segments[0].local.to_string(), "192.168.0.2");
+    assert_eq!(second.spec.unwrap().unwrap().segments[0].tunnel.unwrap().local.to_string(), "192.168.0.2");
     let updates = delete(&mut store, "/p/nodes/a", 6);
     assert_eq!(updates[id('1').as_str()].spec, Some(None));
 }
