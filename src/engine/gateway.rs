@@ -259,6 +259,10 @@ impl Reconciler for Gateway {
         if let Some(at) = learning.at.filter(|at| *at > now) {
             return Effect::Rest(at);
         }
+        // Addresses that are found are for those that come with the first word.
+        if learning.updates.is_empty() {
+            return Effect::Rest(now + self.network.config.resync);
+        }
         learning.asked = true;
         Effect::Read(learning.query.clone())
     }
