@@ -38,7 +38,7 @@ impl Store {
 
     /// Why the network cannot be made on this node now.
     pub(super) fn blocked_network(&self, network: &Network) -> Option<BlockedReason> {
-        if network.secure || network.flood {
+        if network.secure {
             return Some(BlockedReason::Unsupported);
         }
         let local = self.vtep_of(&self.config.node)?;
@@ -69,7 +69,8 @@ impl Store {
         }
         let segment = |(vni, gateways)| {
             let gateway_mac = gateway_mac(network, vni)?;
-            Some(Segment { vni, port: network.port, local, mtu: self.mtu_of(network, local), gateways, gateway_mac })
+            let (port, mtu, flood) = (network.port, self.mtu_of(network, local), network.flood);
+            Some(Segment { vni, port, local, mtu, gateways, gateway_mac, flood })
         };
         let segments = gateways.into_iter().filter_map(segment).collect();
         let spec = NetworkSpec { name: name.clone(), segments };

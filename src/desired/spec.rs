@@ -19,6 +19,8 @@ pub struct Segment {
     pub gateways: Vec<IpNet>,
     /// The bridge's MAC address, the same on every node.
     pub gateway_mac: Mac,
+    /// Frames to everyone, and to nobody known, go to every VTEP of the network.
+    pub flood: bool,
 }
 
 /// What a network is on this node, without its endpoints.

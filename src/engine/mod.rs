@@ -10,6 +10,7 @@ mod applied;
 mod delta;
 mod drift;
 mod ends;
+mod flood;
 mod hear;
 mod key;
 mod links;

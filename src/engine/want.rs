@@ -1,6 +1,9 @@
 //! From a network's desired spec and endpoints to the desired side of the tables.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use ipnet::IpNet;
 
@@ -38,7 +41,7 @@ pub struct LinkWant {
 pub enum KindWant {
     /// A bridge without multicast snooping.
     Bridge,
-    /// A VXLAN device without learning, with proxy, a port of its segment's bridge.
+    /// A VXLAN device without learning, with proxy unless it floods, a port of its segment's bridge.
     Vxlan {
         /// The segment, for VNI, port and source address.
         segment: Box<Segment>,
@@ -80,7 +83,7 @@ impl LinkWant {
         match (&self.kind, &link.kind) {
             (KindWant::Bridge, LinkKind::Bridge { .. }) | (KindWant::Outer { .. }, LinkKind::Veth { .. }) => true,
             (KindWant::Vxlan { segment, .. }, LinkKind::Vxlan(vxlan)) => {
-                vxlan.vni == segment.vni.get() && vxlan.port == segment.port && vxlan.proxy
+                vxlan.vni == segment.vni.get() && vxlan.port == segment.port && vxlan.proxy != segment.flood
             }
             (KindWant::Inner { outer }, LinkKind::Veth { peer, .. }) => outer.is_some() && outer == peer,
             _ => false,
@@ -146,9 +149,11 @@ impl Network {
         self.told = true;
         self.revision = update.revision;
         self.waiting_since.get_or_insert(now);
+        let mut moved = BTreeSet::new();
         // All removals come first: an endpoint that moves has the same rows under another identity, and stays in place.
         for (id, new) in &update.endpoints {
             if let Some(old) = self.endpoints.remove(id) {
+                moved.extend(self.count_vtep(&old, false));
                 // The rows of an endpoint that is merely behind another VTEP are set where they stand.
                 if new.as_ref().is_some_and(|new| has_same_rows(&old, new)) {
                     continue;
@@ -168,13 +173,16 @@ impl Network {
                 if let EndpointSpec::Local(local) = &new {
                     self.remember_local(&id, local);
                 }
+                moved.extend(self.count_vtep(&new, true));
                 self.set_rows(&id, &new, true);
                 self.endpoints.insert(id, new);
             }
         }
+        self.refresh_flood(&moved);
         if spec_changed && self.spec.is_none() {
             let gone = std::mem::take(&mut self.endpoints);
             for (id, old) in &gone {
+                self.count_vtep(old, false);
                 self.set_rows(id, old, false);
                 self.forget_local(id);
             }
@@ -187,6 +195,12 @@ impl Network {
         };
         let (old, new) = (segments(&self.spec), segments(&spec));
         self.spec = spec;
+        for vni in old.keys().chain(new.keys()) {
+            let floods = |segment: Option<&Segment>| segment.filter(|s| s.flood).map(|s| s.local);
+            if floods(old.get(vni)) != floods(new.get(vni)) {
+                self.refresh_flood_list(*vni);
+            }
+        }
         for (vni, segment) in &old {
             for gateway in &segment.gateways {
                 if new.get(vni).is_none_or(|new| !new.gateways.contains(gateway)) {

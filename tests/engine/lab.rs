@@ -1,6 +1,6 @@
 //! One network, its engine, and the simulated kernel under it.
 
-use std::{cell::Cell, net::IpAddr, sync::Arc, time::Duration};
+use std::{cell::Cell, collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
 
 use vtepd::{
     desired::{EndpointSpec, LocalEndpoint, NetworkSpec, RemoteEndpoint, Segment, Update},
@@ -42,6 +42,7 @@ pub fn spec() -> NetworkSpec {
         mtu: 1450,
         gateways: vec!["10.0.0.1/24".parse().unwrap(), "fd00::1/64".parse().unwrap()],
         gateway_mac: Mac::from_ip(ip("10.0.0.1")),
+        flood: false,
     };
     NetworkSpec { name: "overlay-demo".parse().unwrap(), segments: vec![segment] }
 }
@@ -162,7 +163,9 @@ impl Lab {
             let mut links: Vec<_> = lab.kernel.overlay.iter().flat_map(|ns| ns.links.values().cloned()).collect();
             links.sort_by(|a, b| a.link.name.cmp(&b.link.name));
             let shape = |l: sim_kernel::SimLink| {
-                (l.link.name, l.link.mac, l.link.mtu, l.link.up, l.fdb, l.neighbours, l.rows.len(), l.addresses)
+                let flood: BTreeSet<_> = l.flood.into_values().flatten().collect();
+                let rows = (l.fdb, flood, l.neighbours, l.rows.len());
+                (l.link.name, l.link.mac, l.link.mtu, l.link.up, rows, l.addresses)
             };
             links.into_iter().map(shape).collect::<Vec<_>>()
         };
