@@ -54,7 +54,7 @@ fn remote(number: u32) -> EndpointSpec {
 fn spec() -> NetworkSpec {
     let segment = Segment {
         vni: 256.try_into().unwrap(),
-        tunnel: Some(Tunnel { port: 4789, local: ip("192.168.205.10") }),
+        tunnel: Some(Tunnel { port: 4789, local: ip("192.168.205.10"), flood: false }),
         mtu: 1450,
         gateways: vec!["10.0.0.1/16".parse().unwrap(), "fd00::1/64".parse().unwrap()],
         gateway_mac: Mac::from_ip(ip("10.0.0.1")),
@@ -271,6 +271,64 @@ fn the_datapath_is_what_the_design_says_in_the_words_of_ip_and_bridge() {
 }
 
 #[test]
+fn the_flood_list_of_a_network_that_floods_is_what_bridge_shows_and_stays() {
+    let mut datapath = Datapath::converged(10);
+    let list = || {
+        let shown = run("bridge -n vtepd-overlay-demo fdb show dev vxlan1 self");
+        let rows = shown.lines().filter(|line| line.starts_with("00:00:00:00:00:00"));
+        let mut rows: Vec<String> = rows.map(|row| row.trim().to_owned()).collect();
+        rows.sort();
+        rows
+    };
+    let row = |last: u8| format!("00:00:00:00:00:00 dst 192.168.205.{last} link-netnsid 0 self permanent");
+    let proxy = || json("ip -d -j -n vtepd-overlay-demo link show vxlan1")[0]["linkinfo"]["info_data"]["proxy"] == true;
+    assert_eq!((list(), proxy()), (vec![], true), "the kernel puts no default destination");
+
+    let mut flooding = spec();
+    flooding.segments[0].tunnel.as_mut().unwrap().flood = true;
+    let mut elsewhere = remote(100);
+    if let EndpointSpec::Remote(remote) = &mut elsewhere {
+        remote.vtep = ip("192.168.205.12");
+    }
+    let endpoints = vec![(id("n3", "e100"), Some(elsewhere))];
+    let now = datapath.now();
+    datapath.network.want(Update { revision: 2, spec: Some(Some(Arc::new(flooding))), endpoints }, now);
+    datapath.until("in sync", |this| this.network.in_sync());
+    assert_eq!((list(), proxy()), (vec![row(11), row(12)], false));
+    assert_eq!(datapath.drift(), [], "a device that is made anew for it is no drift");
+    datapath.resyncs_without_an_operation();
+
+    let on = "bridge -n vtepd-overlay-demo fdb";
+    let zero = "00:00:00:00:00:00 dev vxlan1";
+    datapath.breaks(&format!("{on} del {zero} dst 192.168.205.12 self"), &[(Kind::Flood, MISSING)]);
+    datapath.breaks(&format!("{on} append {zero} dst 192.0.2.1 self permanent"), &[(Kind::Flood, UNEXPECTED)]);
+    datapath
+        .breaks(&format!("{on} append {zero} dst 192.0.2.1 port 4444 self permanent"), &[(Kind::Flood, UNEXPECTED)]);
+    datapath.breaks(&format!("{on} append {zero} dst 192.168.205.11 vni 9 self permanent"), &[(Kind::Flood, CHANGED)]);
+    datapath.breaks(
+        &format!("{on} append {zero} dst 192.0.2.1 self dynamic"),
+        &[(Kind::Flood, UNEXPECTED), (Kind::Flood, CHANGED), (Kind::Flood, CHANGED)],
+    );
+    datapath.breaks(&format!("{on} del {zero} self"), &[(Kind::Flood, MISSING); 2]);
+    datapath.breaks("ip -n vtepd-overlay-demo link del vxlan1", &[(Kind::Link, MISSING)]);
+    assert_eq!(list(), [row(11), row(12)]);
+
+    let now = datapath.now();
+    let endpoints = vec![(id("n3", "e100"), None)];
+    datapath.network.want(Update { revision: 3, spec: None, endpoints }, now);
+    datapath.until("in sync", |this| this.network.in_sync());
+    assert_eq!(list(), [row(11)], "its last endpoint took the row with it");
+    let now = datapath.now();
+    datapath.network.want(Update { revision: 4, spec: Some(Some(Arc::new(spec()))), endpoints: Vec::new() }, now);
+    datapath.until("in sync", |this| this.network.in_sync());
+    assert_eq!((list(), proxy()), (vec![], true));
+    datapath.resyncs_without_an_operation();
+    datapath
+        .breaks(&format!("{on} append {zero} dst 192.0.2.1 port 4444 self permanent"), &[(Kind::Flood, UNEXPECTED)]);
+    assert_eq!(list(), Vec::<String>::new());
+}
+
+#[test]
 fn every_foreign_change_of_a_row_is_repaired_and_counted_once() {
     let mut datapath = Datapath::converged(50);
     let on = "bridge -n vtepd-overlay-demo fdb";
@@ -281,6 +339,10 @@ fn every_foreign_change_of_a_row_is_repaired_and_counted_once() {
     );
     datapath.breaks(
         &format!("{on} replace 02:42:0a:00:00:04 dev vxlan1 dst 192.168.205.11 port 4444 self permanent"),
+        &[(Kind::Fdb, CHANGED)],
+    );
+    datapath.breaks(
+        &format!("{on} replace 02:42:0a:00:00:04 dev vxlan1 dst 192.0.2.1 self dynamic"),
         &[(Kind::Fdb, CHANGED)],
     );
     datapath.breaks(

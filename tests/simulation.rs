@@ -196,8 +196,9 @@ impl World {
                 } else {
                     format!(r#",{{"cidr":"fd0{number}::/64","vni":{}}}"#, 100 + number)
                 };
+                let flood = self.chance.below(3) == 0;
                 let value = format!(
-                    r#"{{"subnets":[{{"cidr":"10.{number}.0.0/24","vni":{}}}{second}],"mtu":{mtu}}}"#,
+                    r#"{{"subnets":[{{"cidr":"10.{number}.0.0/24","vni":{}}}{second}],"mtu":{mtu},"flood":{flood}}}"#,
                     100 + number
                 );
                 self.etcd.put(&network_key, &value);
@@ -274,12 +275,18 @@ impl World {
             _ => LinkChange { mtu: Some(900), ..LinkChange::default() },
         };
         let vxlan = matches!(link.link.kind, LinkKind::Vxlan(_));
-        let op = match chance.below(12) {
+        let flooded = chance.pick(&link.flood.values().flatten().copied().collect::<Vec<_>>()).copied();
+        let op = match chance.below(15) {
             0 if vxlan => Op::PutFdb { ifindex, mac, dst: IpAddr::from([192, 0, 2, 1]) },
             1 if vxlan => Op::DeleteFdb { ifindex, mac: own_mac, dst: None },
             2 if vxlan => Op::PutFdb { ifindex, mac: own_mac, dst: IpAddr::from([192, 0, 2, 2]) },
             3 if vxlan => Op::PutNeighbour { ifindex, ip, mac },
             4 if vxlan => Op::DeleteNeighbour { ifindex, ip },
+            12 if vxlan => {
+                let dst = IpAddr::from([192, 168, 205, 10 + chance.below(8) as u8]);
+                Op::PutFdb { ifindex, mac: Mac::ZERO, dst }
+            }
+            13 if vxlan => Op::DeleteFdb { ifindex, mac: Mac::ZERO, dst: flooded },
             5 => Op::PutBridgeRow { ifindex, mac },
             6 => Op::DeleteLink { place, ifindex: index },
             7 => Op::AddAddress { place, ifindex: index, net: IpNet::from(IpAddr::from([10, 9, 9, 9])) },
@@ -415,6 +422,12 @@ fn picture(kernel: &SimKernel) -> Vec<String> {
         let head = format!("{place} {kind}");
         lines.extend(l.addresses.keys().map(|net| format!("{head} addr {net}")));
         lines.extend(l.fdb.iter().map(|(mac, row)| format!("{head} fdb {mac} {row:?}")));
+        lines.extend(
+            l.flood
+                .iter()
+                .flat_map(|(mac, list)| list.iter().map(move |dst| (mac, dst)))
+                .map(|(mac, dst)| format!("{head} flood {mac} {dst}")),
+        );
         lines.extend(l.rows.keys().map(|mac| format!("{head} row {mac}")));
         lines.extend(l.neighbours.iter().map(|(ip, n)| format!("{head} neigh {ip} {n:?}")));
     };

@@ -175,9 +175,6 @@ fn judge(prefix: &str, whole: &[u8], value: &[u8], nodes: &mut Nodes) -> Result<
             if network.secure {
                 return unsupported("secure");
             }
-            if network.flood {
-                return unsupported("flood");
-            }
         }
         Key::Endpoint { id, .. } => {
             nodes.named.insert(id.node);

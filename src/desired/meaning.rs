@@ -38,7 +38,7 @@ impl Store {
 
     /// Why the network cannot be made on this node now.
     pub(super) fn blocked_network(&self, network: &Network) -> Option<BlockedReason> {
-        if network.secure || network.flood {
+        if network.secure {
             return Some(BlockedReason::Unsupported);
         }
         let local = self.vtep_of(&self.config.node)?;
@@ -69,7 +69,7 @@ impl Store {
         }
         let segment = |(vni, gateways)| {
             let gateway_mac = gateway_mac(network, vni)?;
-            let tunnel = Some(Tunnel { port: network.port, local });
+            let tunnel = Some(Tunnel { port: network.port, local, flood: network.flood });
             Some(Segment { vni, tunnel, mtu: self.mtu_of(network, local), gateways, gateway_mac })
         };
         let segments = gateways.into_iter().filter_map(segment).collect();

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// What stands on this node: for each network its VNIs, ports and MTUs, and its endpoints.
-pub(super) type World = BTreeMap<Name, (Vec<(u32, u16, u32, IpAddr)>, BTreeMap<EndpointId, EndpointSpec>)>;
+pub(super) type World = BTreeMap<Name, (Vec<(u32, u16, u32, IpAddr, bool)>, BTreeMap<EndpointId, EndpointSpec>)>;
 
 /// What updates made of nothing.
 #[derive(Debug, Default)]
@@ -32,11 +32,8 @@ impl Mirror {
                     continue;
                 }
                 Some(Some(spec)) => {
-                    let segments = spec
-                        .segments
-                        .iter()
-                        .filter_map(|s| Some((s.vni.get(), s.tunnel?.port, s.mtu, s.tunnel?.local)))
-                        .collect();
+                    let tunnels = spec.segments.iter().filter_map(|s| Some((s, s.tunnel?)));
+                    let segments = tunnels.map(|(s, t)| (s.vni.get(), t.port, s.mtu, t.local, t.flood)).collect();
                     self.world.entry(name.clone()).or_default().0 = segments;
                 }
                 None => assert!(self.world.contains_key(&name), "{name} changed without existing"),
@@ -211,13 +208,13 @@ pub(super) fn world(config: &StoreConfig, kvs: &[Kv]) -> World {
     for (name, endpoints) in endpoints {
         let network = &networks[&name];
         let here = endpoints.keys().any(|id| is_here(&name, id));
-        if !here || network.secure || network.flood {
+        if !here || network.secure {
             continue;
         }
         let local = vteps[&config.node];
         let mtu = network.mtu.unwrap_or(config.underlay_mtu - if local.is_ipv4() { 50 } else { 70 });
         let vnis: BTreeSet<u32> = network.subnets.iter().map(|s| s.vni.get()).collect();
-        let segments = vnis.into_iter().map(|vni| (vni, network.port, mtu, local)).collect();
+        let segments = vnis.into_iter().map(|vni| (vni, network.port, mtu, local, network.flood)).collect();
         let mut specs = BTreeMap::new();
         for (id, endpoint) in endpoints {
             let mac = endpoint.effective_mac().unwrap();

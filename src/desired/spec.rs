@@ -11,6 +11,8 @@ pub struct Tunnel {
     pub port: u16,
     /// This node's VTEP address.
     pub local: IpAddr,
+    /// Frames to everyone, and to nobody known, go to every VTEP of the network.
+    pub flood: bool,
 }
 
 /// One segment of a network: a bridge, and a VXLAN device to other hosts.

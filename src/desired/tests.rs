@@ -206,15 +206,24 @@ fn without_a_configured_vtep_this_nodes_record_counts() {
 }
 
 #[test]
-fn a_network_that_asks_for_encryption_or_flooding_is_blocked_and_said_to_be() {
-    for field in ["secure", "flood"] {
-        let (mut store, _) = two_nodes();
-        let value = format!(r#"{{"subnets":[{{"cidr":"10.0.0.0/24","vni":256}}],"{field}":true}}"#);
-        let updates = store.changes(11, vec![put("networks/n", &value, 2, 11)]);
-        assert_eq!(updates["n"].spec, Some(None), "never half");
-        assert_eq!(store.counts().blocked[&BlockedReason::Unsupported], 1);
-        let updates = store.changes(12, vec![put("networks/n", NET, 2, 12)]);
-        assert_eq!(updates["n"].endpoints.len(), 2);
+fn a_network_that_asks_for_encryption_is_blocked_and_said_to_be() {
+    let (mut store, _) = two_nodes();
+    let value = r#"{"subnets":[{"cidr":"10.0.0.0/24","vni":256}],"secure":true}"#;
+    let updates = store.changes(11, vec![put("networks/n", value, 2, 11)]);
+    assert_eq!(updates["n"].spec, Some(None), "never half");
+    assert_eq!(store.counts().blocked[&BlockedReason::Unsupported], 1);
+    let updates = store.changes(12, vec![put("networks/n", NET, 2, 12)]);
+    assert_eq!(updates["n"].endpoints.len(), 2);
+}
+
+#[test]
+fn flooding_asked_for_or_given_up_changes_the_networks_spec_and_no_endpoint() {
+    let (mut store, _) = two_nodes();
+    let value = r#"{"subnets":[{"cidr":"10.0.0.0/24","vni":256}],"flood":true}"#;
+    for (revision, value, flood) in [(11, value, true), (12, NET, false)] {
+        let updates = store.changes(revision, vec![put("networks/n", value, 2, revision)]);
+        let spec = updates["n"].spec.clone().unwrap().unwrap();
+        assert_eq!((spec.segments[0].tunnel.unwrap().flood, updates["n"].endpoints.len()), (flood, 0));
     }
 }
 

@@ -49,10 +49,16 @@ impl Network {
                 self.saw_address(&(id.clone(), *net), None, ReadCause::Own);
             }
             (Op::PutFdb { dst, .. }, Key::Tunnel(key)) => {
-                self.tunnels.saw(key, Some(TunnelSeen { dst: Some(*dst), plain: true }), Cause::Change);
+                let seen = TunnelSeen { dst: Some(*dst), plain: true };
+                self.tunnel_rows_mut(key).saw(key, Some(seen), Cause::Change);
+            }
+            (Op::DeleteFdb { dst: None, .. }, Key::Tunnel(key)) if key.dst.is_some() => {
+                for lost in self.lose_flood_list(key.vni, planned.cause) {
+                    self.settled(&Key::Tunnel(lost), now);
+                }
             }
             (Op::DeleteFdb { .. }, Key::Tunnel(key)) => {
-                self.tunnels.saw(key, None, Cause::Change);
+                self.tunnel_rows_mut(key).saw(key, None, Cause::Change);
             }
             (Op::PutBridgeRow { ifindex, .. }, Key::BridgeRow(key)) => {
                 let port = match self.by_index.get(ifindex) {

@@ -199,7 +199,7 @@ impl Network {
             },
             Key::Link(id) => of(&self.links, id),
             Key::Address(id, net) => of(&self.addresses, &(id.clone(), *net)),
-            Key::Tunnel(key) => of(&self.tunnels, key),
+            Key::Tunnel(key) => of(self.tunnel_rows(key), key),
             Key::BridgeRow(key) => of(&self.bridge_rows, key),
             Key::Neighbour(key) => of(&self.neighbours, key),
         }
@@ -249,7 +249,7 @@ impl Network {
     }
 
     /// A bridge whose MTU was never set to another value than the kernel's own takes its ports' least (br_mtu_auto_adjust,
-    /// net/bridge/br_if.c): it is the port that was changed.
+    /// net/bridge/br_if.c), or the kernel's own when it has none: it is the port that was changed, or went.
     fn followed_a_port(&self, vni: Vni) -> bool {
         let id = LinkId::Bridge(vni);
         let (Some(want), Some(link)) = (self.links.desired_of(&id), self.links.observed_of(&id)) else { return false };
@@ -258,7 +258,9 @@ impl Network {
         let changed = |port: &LinkId| {
             self.links.differs(port) && self.link_has(port, |p| p.master == Some(link.ifindex) && p.mtu == link.mtu)
         };
-        healed && link.mtu != want.mtu && ports.into_iter().any(changed)
+        let vxlan = LinkId::Vxlan(vni);
+        let left = self.link_missing(&vxlan) || self.link_has(&vxlan, |p| p.master != Some(link.ifindex));
+        healed && link.mtu != want.mtu && (left || ports.into_iter().any(changed))
     }
 
     /// A bridge that goes takes its ports' membership with it.

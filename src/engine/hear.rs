@@ -81,12 +81,13 @@ impl Network {
             if news && let Some(point) = self.bridge_point(&key) {
                 self.unread.fdb.insert(point);
             }
-        } else if let Some(LinkId::Vxlan(vni)) = self.by_index.get(&row.ifindex)
-            && !row.kernels_own
-        {
-            let observed = self.tunnels.observed_of(&tunnel_key(*vni, row));
+        } else if let Some(LinkId::Vxlan(vni)) = self.by_index.get(&row.ifindex) {
+            let key = tunnel_key(*vni, row);
+            let known = self.tunnel_rows(&key).get(&key).is_some();
+            let observed = self.tunnel_rows(&key).observed_of(&key);
             let seen = TunnelSeen { dst: row.dst, plain: row.plain };
-            let news = if present { observed != Some(&seen) } else { observed.is_some() };
+            let news =
+                if present { observed != Some(&seen) && (known || !row.kernels_own) } else { observed.is_some() };
             if news {
                 self.read_tunnel_row(row.ifindex, row.mac);
             }

@@ -233,6 +233,7 @@ impl Network {
                 for key in self.tunnels.observed_in(TunnelKey::all_of(*vni)) {
                     self.tunnels.saw(&key, None, cause);
                 }
+                self.lose_flood_list(*vni, cause);
                 self.lose_neighbours(*vni, false, cause);
             }
             LinkId::Bridge(vni) => {

@@ -10,6 +10,7 @@ mod applied;
 mod delta;
 mod drift;
 mod ends;
+mod flood;
 mod gateway;
 mod hear;
 mod key;

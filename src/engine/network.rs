@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     path::PathBuf,
     sync::Arc,
     time::Duration,
@@ -104,7 +105,7 @@ pub(super) struct Local {
     pub(super) shadowed: bool,
 }
 
-impl Fits<TunnelSeen> for std::net::IpAddr {
+impl Fits<TunnelSeen> for IpAddr {
     fn fits(&self, seen: &TunnelSeen) -> bool {
         seen.plain && seen.dst == Some(*self)
     }
@@ -147,7 +148,7 @@ impl Local {
 /// Exactly what a row of a VXLAN device leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct TunnelSeen {
-    pub(super) dst: Option<std::net::IpAddr>,
+    pub(super) dst: Option<IpAddr>,
     pub(super) plain: bool,
 }
 
@@ -179,6 +180,8 @@ pub struct Network {
     pub(super) spec: Option<Arc<NetworkSpec>>,
     pub(super) endpoints: BTreeMap<EndpointId, EndpointSpec>,
     pub(super) locals: BTreeMap<EndpointId, Local>,
+    /// The VTEPs that endpoints of the network are behind, each with how many.
+    pub(super) vteps: BTreeMap<IpAddr, usize>,
     pub(super) by_path: BTreeMap<PathBuf, BTreeSet<EndpointId>>,
     /// The names of the overlay ends, by which an agent without memory knows them.
     pub(super) by_outer_name: BTreeMap<String, EndpointId>,
@@ -190,7 +193,10 @@ pub struct Network {
     pub(super) links: Table<LinkId, LinkWant, Link>,
     /// Observed: whether the address carries our protocol number.
     pub(super) addresses: Table<(LinkId, IpNet), (), bool>,
-    pub(super) tunnels: Table<TunnelKey, std::net::IpAddr, TunnelSeen>,
+    /// Rows of VXLAN devices with one destination.
+    pub(super) tunnels: Table<TunnelKey, IpAddr, TunnelSeen>,
+    /// Rows of their flood lists.
+    pub(super) flood_rows: Table<TunnelKey, IpAddr, TunnelSeen>,
     pub(super) bridge_rows: Table<BridgeRowKey, EndpointId, BridgeRowSeen>,
     pub(super) neighbours: Table<NeighbourKey, Mac, NeighbourSeen>,
 
@@ -221,6 +227,7 @@ impl Network {
             spec: None,
             endpoints: BTreeMap::new(),
             locals: BTreeMap::new(),
+            vteps: BTreeMap::new(),
             by_path: BTreeMap::new(),
             by_outer_name: BTreeMap::new(),
             numbers: BTreeMap::new(),
@@ -229,6 +236,7 @@ impl Network {
             links: Table::default(),
             addresses: Table::default(),
             tunnels: Table::default(),
+            flood_rows: Table::default(),
             bridge_rows: Table::default(),
             neighbours: Table::default(),
             unread: Unread::of_the_unknown(),
@@ -348,6 +356,7 @@ impl Network {
             && self.links.in_sync()
             && self.addresses.in_sync()
             && self.tunnels.in_sync()
+            && self.flood_rows.in_sync()
             && self.bridge_rows.in_sync()
             && self.neighbours.in_sync()
             && self.locals.values().all(Local::known)
@@ -365,6 +374,7 @@ impl Network {
         count(Kind::Link, self.links.desired_len(), self.links.observed_len());
         count(Kind::Address, self.addresses.desired_len(), self.addresses.observed_len());
         count(Kind::Fdb, self.tunnels.desired_len(), self.tunnels.observed_len());
+        count(Kind::Flood, self.flood_rows.desired_len(), self.flood_rows.observed_len());
         count(Kind::Fdb, self.bridge_rows.desired_len(), self.bridge_rows.observed_len());
         count(Kind::Neighbour, self.neighbours.desired_len(), self.neighbours.observed_len());
         objects.insert(Kind::Netns, (netns(self.spec.is_some()), netns(matches!(self.netns, Netns::Ours(_)))));

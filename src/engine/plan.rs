@@ -51,7 +51,7 @@ impl Network {
     }
 
     /// The operation with its cause, unless the object rests.
-    fn planned(&self, key: Key, action: Action, cause: Cause, op: Op, now: Time) -> Option<Planned> {
+    pub(super) fn planned(&self, key: Key, action: Action, cause: Cause, op: Op, now: Time) -> Option<Planned> {
         let cause = if self.drift.is_open(&key) { Cause::Repair } else { cause };
         (!self.held(&key, now)).then_some(Planned { op, key, action, cause })
     }
@@ -176,7 +176,7 @@ impl Network {
                 vni: vni.get(),
                 port: tunnel.port,
                 local: tunnel.local,
-                proxy: true,
+                proxy: !tunnel.flood,
             },
             (LinkId::Outer(endpoint), KindWant::Outer { bridge, .. }) => {
                 // An interface to the outside that leads nowhere is worse than none.
@@ -281,7 +281,7 @@ impl Network {
             return Vec::new();
         }
         let half = BATCH / 2;
-        let fdb = self.tunnel_ops(now).chain(self.bridge_row_ops(now));
+        let fdb = self.flood_ops(now).chain(self.tunnel_ops(now)).chain(self.bridge_row_ops(now));
         let (fdb, neighbours): (Vec<_>, Vec<_>) =
             (fdb.take(half).collect(), self.neighbour_ops(now).take(half).collect());
         let (puts, deletes) = interleave(fdb, neighbours).partition::<Vec<_>, _>(|p| p.action != Action::Delete);
@@ -296,7 +296,7 @@ impl Network {
             let (action, op) = match (sides.desired, sides.observed) {
                 (Some(dst), None) => (Action::Add, Op::PutFdb { ifindex, mac: key.mac, dst }),
                 (Some(dst), Some(_)) => (Action::Replace, Op::PutFdb { ifindex, mac: key.mac, dst }),
-                (None, _) => (Action::Delete, Op::DeleteFdb { ifindex, mac: key.mac, dst: key.dst }),
+                (None, _) => (Action::Delete, Op::DeleteFdb { ifindex, mac: key.mac, dst: None }),
             };
             self.planned(Key::Tunnel(*key), action, sides.cause, op, now)
         })

@@ -9,12 +9,17 @@ use super::{
     seam::FdbPoint,
     unread::ReadCause,
 };
-use crate::model::Vni;
+use crate::model::{Mac, Vni};
 
 impl Network {
     pub(super) fn observe_fdb_dump(&mut self, ifindex: u32, rows: &[FdbRow], cause: ReadCause) {
+        let odd: BTreeSet<(Mac, Option<IpAddr>)> =
+            rows.iter().filter(|row| row.mac.is_zero() && !row.plain).map(|row| (row.mac, row.dst)).collect();
         for row in rows {
-            self.saw_fdb_row(row, cause);
+            // Two rows of the flood list may have one destination, of which the one that should not be there counts.
+            if !(row.plain && odd.contains(&(row.mac, row.dst))) {
+                self.saw_fdb_row(row, cause);
+            }
         }
         // What the dump does not show may have been skipped: it is looked up before it counts as missing.
         let Some(LinkId::Vxlan(vni)) = self.by_index.get(&ifindex).cloned() else {
@@ -32,14 +37,8 @@ impl Network {
             rows.iter().filter(|row| !row.bridge).map(|row| tunnel_key(vni, row)).collect();
         let known = self.tunnels.observed_in(TunnelKey::all_of(vni));
         let unseen = known.into_iter().filter(|key| !shown.contains(key));
-        for key in unseen {
-            if key.dst.is_some() {
-                // A destination of the flood list cannot be looked up: what a dump does not show of it is taken for gone.
-                self.tunnels.saw(&key, None, cause.into());
-            } else {
-                self.unread.fdb.insert(FdbPoint { ifindex, bridge: false, mac: key.mac });
-            }
-        }
+        self.unread.fdb.extend(unseen.map(|key| FdbPoint { ifindex, bridge: false, mac: key.mac }));
+        self.observe_flood_list(ifindex, vni, &shown, cause);
     }
 
     pub(super) fn observe_fdb_rows(&mut self, points: &[FdbPoint], rows: &[FdbRow], cause: ReadCause) {
@@ -53,13 +52,9 @@ impl Network {
             };
             match self.by_index.get(&point.ifindex) {
                 Some(LinkId::Vxlan(vni)) if !point.bridge && !found(false) => {
-                    let from = TunnelKey { vni: *vni, mac: point.mac, dst: None };
-                    let to = TunnelKey { mac: point.mac, ..*TunnelKey::all_of(*vni).end() };
-                    let gone = self.tunnels.observed_in(from..=to);
-                    for key in gone {
-                        if self.tunnels.saw(&key, None, cause.into()) && cause == ReadCause::Foreign {
-                            self.drift.suspect(Key::Tunnel(key));
-                        }
+                    let key = TunnelKey { vni: *vni, mac: point.mac, dst: None };
+                    if self.tunnels.saw(&key, None, cause.into()) && cause == ReadCause::Foreign {
+                        self.drift.suspect(Key::Tunnel(key));
                     }
                 }
                 Some(LinkId::Bridge(vni)) if point.bridge && !found(true) => {
@@ -100,12 +95,13 @@ impl Network {
             if (known || !row.kernels_own) && self.bridge_rows.saw(&key, Some(seen), cause.into()) && foreign {
                 self.drift.suspect(Key::BridgeRow(key));
             }
-        } else if let Some(LinkId::Vxlan(vni)) = self.by_index.get(&row.ifindex)
-            && !row.kernels_own
-        {
+        } else if let Some(LinkId::Vxlan(vni)) = self.by_index.get(&row.ifindex) {
             let key = tunnel_key(*vni, row);
+            if row.kernels_own && self.tunnel_rows(&key).get(&key).is_none() {
+                return;
+            }
             let seen = TunnelSeen { dst: row.dst, plain: row.plain };
-            if self.tunnels.saw(&key, Some(seen), cause.into()) && foreign {
+            if self.tunnel_rows_mut(&key).saw(&key, Some(seen), cause.into()) && foreign {
                 self.drift.suspect(Key::Tunnel(key));
             }
         }

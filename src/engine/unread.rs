@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    key::{Kind, LinkId, NeighbourKey},
+    key::{Kind, LinkId, NeighbourKey, TunnelKey},
     network::{Local, Netns, Network},
     object::{InnerAt, LinkKind},
     report::Blocked,
@@ -48,6 +48,8 @@ pub(super) struct Unread {
     /// Rows to look up again. Their links are looked at after them, before a difference is judged.
     pub(super) fdb: BTreeSet<FdbPoint>,
     pub(super) neighbours: BTreeSet<(u32, std::net::IpAddr)>,
+    /// Rows of flood lists that the last dump did not show.
+    pub(super) doubted: BTreeSet<TunnelKey>,
     /// Namespaces whose path shows but that are not mounted yet, and when to look again.
     pub(super) looks: BTreeMap<EndpointId, Time>,
     /// A full dump of all rows follows the links.

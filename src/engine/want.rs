@@ -1,7 +1,7 @@
 //! From a network's desired spec and endpoints to the desired side of the tables.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
     sync::Arc,
 };
@@ -45,7 +45,7 @@ pub enum KindWant {
         /// Somebody else's is used as it is.
         adopt: bool,
     },
-    /// A VXLAN device without learning, with proxy, a port of its segment's bridge.
+    /// A VXLAN device without learning, with proxy unless it floods, a port of its segment's bridge.
     Vxlan {
         /// Its VNI.
         vni: Vni,
@@ -97,7 +97,7 @@ impl LinkWant {
                 true
             }
             (KindWant::Vxlan { vni, tunnel, .. }, LinkKind::Vxlan(vxlan)) => {
-                vxlan.vni == vni.get() && vxlan.port == tunnel.port && vxlan.proxy
+                vxlan.vni == vni.get() && vxlan.port == tunnel.port && vxlan.proxy != tunnel.flood
             }
             (KindWant::Inner { outer }, LinkKind::Veth { peer, .. }) => outer.is_some() && outer == peer,
             _ => false,
@@ -196,9 +196,11 @@ impl Network {
         self.told = true;
         self.revision = update.revision;
         self.waiting_since.get_or_insert(now);
+        let mut moved = BTreeSet::new();
         // All removals come first: an endpoint that moves has the same rows under another identity, and stays in place.
         for (id, new) in &update.endpoints {
             if let Some(old) = self.endpoints.remove(id) {
+                moved.extend(self.count_vtep(&old, false));
                 // The rows of an endpoint that is merely behind another VTEP are set where they stand.
                 if new.as_ref().is_some_and(|new| has_same_rows(&old, new)) {
                     continue;
@@ -218,13 +220,16 @@ impl Network {
                 if let EndpointSpec::Local(local) = &new {
                     self.remember_local(&id, local);
                 }
+                moved.extend(self.count_vtep(&new, true));
                 self.set_rows(&id, &new, true);
                 self.endpoints.insert(id, new);
             }
         }
+        self.refresh_flood(&moved);
         if spec_changed && self.spec.is_none() {
             let gone = std::mem::take(&mut self.endpoints);
             for (id, old) in &gone {
+                self.count_vtep(old, false);
                 self.set_rows(id, old, false);
                 self.forget_local(id);
             }
@@ -237,6 +242,12 @@ impl Network {
         };
         let (old, new) = (segments(&self.spec), segments(&spec));
         self.spec = spec;
+        for vni in old.keys().chain(new.keys()) {
+            let floods = |segment: Option<&Segment>| segment?.tunnel.filter(|t| t.flood).map(|t| t.local);
+            if floods(old.get(vni)) != floods(new.get(vni)) {
+                self.refresh_flood_list(*vni);
+            }
+        }
         for (vni, segment) in &old {
             for gateway in &segment.gateways {
                 if new.get(vni).is_none_or(|new| !new.gateways.contains(gateway)) {

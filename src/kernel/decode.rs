@@ -202,10 +202,16 @@ fn fdb_row(ifindex: u32, state: u16, flags: u8, list: &[u8]) -> Option<FdbRow> {
     let mac = mac?;
     let learned = state & (NUD_PERMANENT | NUD_NOARP) == 0 && flags & NTF_EXT_LEARNED == 0;
     let own_flags = if bridge { 0 } else { NTF_SELF };
-    let plain = flags & !NTF_OFFLOADED == own_flags
-        && !more
-        && if bridge { state == NUD_NOARP } else { state == NUD_PERMANENT && dst.is_some() };
-    let kernels_own = mac.is_multicast() || learned || (bridge && state & NUD_PERMANENT != 0);
+    let state_fits = match bridge {
+        true => state == NUD_NOARP,
+        // One state for all destinations, the last writer's (vxlan_fdb_update_existing, drivers/net/vxlan): another one that
+        // does not age either, as `bridge` writes it, is no difference between rows.
+        false if mac.is_zero() => state & NUD_PERMANENT != 0 && dst.is_some(),
+        false => state == NUD_PERMANENT && dst.is_some(),
+    };
+    let plain = flags & !NTF_OFFLOADED == own_flags && !more && state_fits;
+    // Nobody sends from the all-zero address.
+    let kernels_own = mac.is_multicast() || (learned && !mac.is_zero()) || (bridge && state & NUD_PERMANENT != 0);
     Some(FdbRow { ifindex, bridge, mac, dst, plain, kernels_own })
 }
 

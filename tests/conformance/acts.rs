@@ -51,9 +51,9 @@ fn bridge(name: &str, mac: usize) -> NewLink {
     NewLink::Bridge { name: name.into(), mac: device_mac(mac), group: GROUP }
 }
 
-fn vxlan(name: &str, vni: u32, mtu: u32, local: &str) -> NewLink {
+fn vxlan(name: &str, vni: u32, mtu: u32, local: &str, proxy: bool) -> NewLink {
     let (mac, local) = (device_mac(2), ip(local));
-    NewLink::Vxlan { name: name.into(), mac, mtu, group: GROUP, vni, port: 4789, local, proxy: true }
+    NewLink::Vxlan { name: name.into(), mac, mtu, group: GROUP, vni, port: 4789, local, proxy }
 }
 
 fn veth(name: &str, mtu: u32, container: &str, ifname: &str) -> NewLink {
@@ -66,7 +66,7 @@ fn veth(name: &str, mtu: u32, container: &str, ifname: &str) -> NewLink {
 pub fn devices() -> Vec<Op> {
     let new = [
         bridge("br0", 1),
-        vxlan("vxlan1", 256, 1450, "192.168.205.10"),
+        vxlan("vxlan1", 256, 1450, "192.168.205.10", true),
         veth("veth1", 1450, "a", "eth0"),
         veth("veth2", 1450, "b", "eth0"),
     ];
@@ -178,7 +178,8 @@ fn new_link(chance: &mut Chance) -> NewLink {
         1 => bridge(pick(chance, &["br0", "br0", "br1"]), 4),
         2 | 3 => {
             let (name, vni) = pick(chance, &[("vxlan1", 256), ("vxlan1", 256), ("vxlan2", 257), ("other", 256)]);
-            vxlan(name, vni, mtu, pick(chance, &["192.168.205.10", "192.168.205.10", "2001:db8::10"]))
+            let local = pick(chance, &["192.168.205.10", "192.168.205.10", "2001:db8::10"]);
+            vxlan(name, vni, mtu, local, pick(chance, &[true, false]))
         }
         _ => {
             let name = pick(chance, &["veth1", "veth2", "other"]);

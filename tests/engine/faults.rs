@@ -173,7 +173,7 @@ fn a_change_of_ours_is_no_repair() {
     let mut lab = Lab::converged();
     let mut changed = spec();
     for (port, local) in [(4790, "192.168.205.10"), (4790, "192.168.205.99")] {
-        changed.segments[0].tunnel = Some(Tunnel { port, local: ip(local) });
+        changed.segments[0].tunnel = Some(Tunnel { port, local: ip(local), flood: false });
         lab.want(Update { revision: 6, spec: Some(Some(Arc::new(changed.clone()))), endpoints: Vec::new() });
         lab.settle();
         let mut repairs: BTreeMap<Kind, usize> = BTreeMap::new();

@@ -1,6 +1,6 @@
 //! One network, its engine, and the simulated kernel under it.
 
-use std::{cell::Cell, net::IpAddr, sync::Arc, time::Duration};
+use std::{cell::Cell, collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
 
 use vtepd::{
     desired::{EndpointSpec, LocalEndpoint, NetworkSpec, RemoteEndpoint, Segment, Tunnel, Update},
@@ -37,7 +37,7 @@ pub fn id(node: &str, endpoint: &str) -> EndpointId {
 pub fn spec() -> NetworkSpec {
     let segment = Segment {
         vni: vni(256),
-        tunnel: Some(Tunnel { port: 4789, local: ip("192.168.205.10") }),
+        tunnel: Some(Tunnel { port: 4789, local: ip("192.168.205.10"), flood: false }),
         mtu: 1450,
         gateways: vec!["10.0.0.1/24".parse().unwrap(), "fd00::1/64".parse().unwrap()],
         gateway_mac: Mac::from_ip(ip("10.0.0.1")),
@@ -163,7 +163,9 @@ impl Lab {
             let mut links: Vec<_> = lab.kernel.overlay.iter().flat_map(|ns| ns.links.values().cloned()).collect();
             links.sort_by(|a, b| a.link.name.cmp(&b.link.name));
             let shape = |l: sim_kernel::SimLink| {
-                (l.link.name, l.link.mac, l.link.mtu, l.link.up, l.fdb, l.neighbours, l.rows.len(), l.addresses)
+                let flood: BTreeSet<_> = l.flood.into_values().flatten().collect();
+                let rows = (l.fdb, flood, l.neighbours, l.rows.len());
+                (l.link.name, l.link.mac, l.link.mtu, l.link.up, rows, l.addresses)
             };
             links.into_iter().map(shape).collect::<Vec<_>>()
         };

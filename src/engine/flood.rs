@@ -1,0 +1,126 @@
+//! The flood list: to which VTEPs frames go that are for everyone, or for nobody known. A network that asks for it has one
+//! row of the all-zero address per VTEP behind which there are endpoints; any other has none.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use super::{
+    delta::{Cause, Table},
+    key::{Key, LinkId, TunnelKey},
+    network::{Network, TunnelSeen},
+    plan::Planned,
+    seam::{Action, Op},
+    time::Time,
+    unread::ReadCause,
+};
+use crate::{
+    desired::EndpointSpec,
+    model::{Mac, Vni},
+};
+
+impl Network {
+    /// The table that a row of a VXLAN device is in.
+    pub(super) const fn tunnel_rows(&self, key: &TunnelKey) -> &Table<TunnelKey, IpAddr, TunnelSeen> {
+        if key.dst.is_some() { &self.flood_rows } else { &self.tunnels }
+    }
+
+    pub(super) const fn tunnel_rows_mut(&mut self, key: &TunnelKey) -> &mut Table<TunnelKey, IpAddr, TunnelSeen> {
+        if key.dst.is_some() { &mut self.flood_rows } else { &mut self.tunnels }
+    }
+
+    /// Counts an endpoint as behind its VTEP, or no longer; the VTEP where its row comes or goes with that.
+    pub(super) fn count_vtep(&mut self, endpoint: &EndpointSpec, there: bool) -> Option<IpAddr> {
+        let EndpointSpec::Remote(remote) = endpoint else { return None };
+        let count = self.vteps.entry(remote.vtep).or_default();
+        let before = *count;
+        *count = if there { before + 1 } else { before.saturating_sub(1) };
+        let after = *count;
+        if after == 0 {
+            self.vteps.remove(&remote.vtep);
+        }
+        ((before == 0) != (after == 0)).then_some(remote.vtep)
+    }
+
+    /// Sets the desired rows of these VTEPs in every segment: a host of the network has all of them.
+    pub(super) fn refresh_flood(&mut self, vteps: &BTreeSet<IpAddr>) {
+        let Some(spec) = self.spec.clone() else { return };
+        for segment in &spec.segments {
+            for vtep in vteps {
+                self.want_flood_row(segment.vni, *vtep);
+            }
+        }
+    }
+
+    /// Sets all desired rows of a segment.
+    pub(super) fn refresh_flood_list(&mut self, vni: Vni) {
+        let desired = self.flood_rows.desired_in(TunnelKey::all_of(vni)).into_iter().filter_map(|key| key.dst);
+        let vteps: BTreeSet<IpAddr> = desired.chain(self.vteps.keys().copied()).collect();
+        for vtep in vteps {
+            self.want_flood_row(vni, vtep);
+        }
+    }
+
+    fn want_flood_row(&mut self, vni: Vni, vtep: IpAddr) {
+        let tunnel = self.spec.as_ref().and_then(|spec| spec.segment(vni)?.tunnel).filter(|tunnel| tunnel.flood);
+        // What this host floods it has itself.
+        let wanted = tunnel.is_some_and(|tunnel| tunnel.local != vtep) && self.vteps.contains_key(&vtep);
+        let key = TunnelKey { vni, mac: Mac::ZERO, dst: Some(vtep) };
+        if self.flood_rows.want(&key, wanted.then_some(vtep)) {
+            self.desired_moved(&Key::Tunnel(key));
+        }
+    }
+
+    /// What a dump does not show of a flood list. A look-up shows only the first destination (vxlan_fdb_get,
+    /// drivers/net/vxlan), and a dump may skip rows while others are deleted: a row is gone when two dumps in a row miss it.
+    pub(super) fn observe_flood_list(&mut self, ifindex: u32, vni: Vni, shown: &BTreeSet<TunnelKey>, cause: ReadCause) {
+        for key in shown {
+            self.unread.doubted.remove(key);
+        }
+        let known = self.flood_rows.observed_in(TunnelKey::all_of(vni));
+        for key in known.into_iter().filter(|key| !shown.contains(key)) {
+            if self.unread.doubted.insert(key) {
+                self.unread.fdb_dump(ifindex, cause);
+                continue;
+            }
+            self.unread.doubted.remove(&key);
+            if self.flood_rows.saw(&key, None, cause.into()) && cause == ReadCause::Foreign {
+                self.drift.suspect(Key::Tunnel(key));
+            }
+        }
+        self.look_at_links_of_suspects(BTreeSet::from([ifindex]));
+    }
+
+    /// All rows of a flood list are gone: these.
+    pub(super) fn lose_flood_list(&mut self, vni: Vni, cause: Cause) -> Vec<TunnelKey> {
+        let lost = self.flood_rows.observed_in(TunnelKey::all_of(vni));
+        for key in &lost {
+            self.flood_rows.saw(key, None, cause);
+            self.unread.doubted.remove(key);
+        }
+        lost
+    }
+
+    /// Missing rows before those that should not be there: an endpoint that moves is at no time without one.
+    pub(super) fn flood_ops(&self, now: Time) -> impl Iterator<Item = Planned> {
+        let missing = |key: &&TunnelKey| self.flood_rows.observed_of(key).is_none();
+        let missing = self.flood_rows.differing().filter(missing);
+        let others = self.flood_rows.differing().filter(|key| self.flood_rows.observed_of(key).is_some());
+        let mut anew = BTreeSet::new();
+        missing.chain(others).filter_map(move |key| {
+            let sides = self.flood_rows.get(key)?;
+            self.links.desired_of(&LinkId::Vxlan(key.vni))?;
+            let ifindex = self.links.observed_of(&LinkId::Vxlan(key.vni))?.ifindex;
+            let mac = key.mac;
+            let (action, op) = match (sides.desired, sides.observed) {
+                (Some(dst), None) => (Action::Add, Op::PutFdb { ifindex, mac, dst }),
+                (None, Some(TunnelSeen { plain: true, .. })) => {
+                    (Action::Delete, Op::DeleteFdb { ifindex, mac, dst: key.dst })
+                }
+                // A row with a port, VNI or interface of its own is found only by these (vxlan_fdb_find_rdst): the list is
+                // made anew without it, once.
+                _ if anew.insert(key.vni) => (Action::Delete, Op::DeleteFdb { ifindex, mac, dst: None }),
+                _ => return None,
+            };
+            self.planned(Key::Tunnel(*key), action, sides.cause, op, now)
+        })
+    }
+}
