@@ -37,9 +37,13 @@ impl Store {
     }
 
     /// Why the network cannot be made on this node now.
-    pub(super) fn blocked_network(&self, network: &Network) -> Option<BlockedReason> {
+    pub(super) fn blocked_network(&self, state: &NetworkState) -> Option<BlockedReason> {
+        let network = &state.record.as_ref()?.value;
         if network.secure || network.flood {
             return Some(BlockedReason::Unsupported);
+        }
+        if state.behind.is_mixed() {
+            return Some(BlockedReason::MixedUnderlay);
         }
         let local = self.vtep_of(&self.config.node)?;
         let mut ranges = network.subnets.iter().map(|subnet| &subnet.cidr).chain(&network.unbound);
@@ -57,10 +61,10 @@ impl Store {
         if let Some(told) = told.filter(|_| !self.batch.specs.contains(name)) {
             return Some(Arc::clone(told));
         }
-        let network = &state.record.as_ref()?.value;
-        if self.blocked_network(network).is_some() {
+        if self.blocked_network(state).is_some() {
             return None;
         }
+        let network = &state.record.as_ref()?.value;
         let local = self.vtep_of(&self.config.node)?;
         let mut gateways: BTreeMap<Vni, Vec<IpNet>> = BTreeMap::new();
         for subnet in &network.subnets {

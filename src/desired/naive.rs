@@ -190,7 +190,9 @@ pub(super) fn world(config: &StoreConfig, kvs: &[Kv]) -> World {
     for (name, endpoints) in endpoints {
         let network = &networks[&name];
         let here = endpoints.keys().any(|id| is_here(&name, id));
-        if !here || network.secure || network.flood {
+        let vteps_behind = || endpoints.keys().filter_map(|id| vtep_of(&name, id));
+        let mixed = vteps_behind().any(|vtep| vtep.is_ipv4()) && vteps_behind().any(|vtep| vtep.is_ipv6());
+        if !here || network.secure || network.flood || mixed {
             continue;
         }
         let local = vteps[&config.node];

@@ -24,10 +24,15 @@ fn config(vtep: bool) -> StoreConfig {
     }
 }
 
+/// VTEP addresses of both families.
+fn vtep_address(n: u8) -> String {
+    if n < 4 { format!("192.168.0.{n}") } else { format!("fd00:1::{n}") }
+}
+
 /// A small world, so that everything collides with everything.
 fn record() -> impl Strategy<Value = (String, String)> {
-    let node =
-        (1..4u8, 1..4u8).prop_map(|(n, ip)| (format!("/p/nodes/n{n}"), format!(r#"{{"vtep":"192.168.0.{ip}"}}"#)));
+    let node = (1..4u8, 1..6u8)
+        .prop_map(|(n, ip)| (format!("/p/nodes/n{n}"), format!(r#"{{"vtep":"{}"}}"#, vtep_address(ip))));
     let network = (1..4u8, 1..4u8, 0..3u8, 0..10u8).prop_map(|(n, vni, shape, flags)| {
         let more = match flags {
             0 => r#","flood":true"#,
@@ -83,13 +88,13 @@ fn docker_record() -> impl Strategy<Value = (String, String)> {
         (format!("/d/overlay/network/{}", id(n)), value)
     });
     let endpoint =
-        (1..4u8, 1..5u8, 1..5u8, 1..4u8, 1..4u8, 0..10u8).prop_map(move |(n, e, ip, vtep, sandbox, shape)| {
+        (1..4u8, 1..5u8, 1..5u8, 1..6u8, 1..4u8, 0..10u8).prop_map(move |(n, e, ip, vtep, sandbox, shape)| {
             let third = u8::from(shape == 0);
             let mac = if shape == 1 { r#","mac":"02:00:00:00:00:01""# } else { "" };
             let v6 = if shape < 4 { format!(r#","addrv6":"fd00::{ip}/64""#) } else { String::new() };
             let mut fields = format!(r#""ep_iface":{{"addr":"10.0.{third}.{ip}/24"{mac}{v6}}}"#);
             if shape != 5 {
-                fields.push_str(&format!(r#","locator":"192.168.0.{vtep}""#));
+                fields.push_str(&format!(r#","locator":"{}""#, vtep_address(vtep)));
             }
             if shape != 6 {
                 fields.push_str(&format!(r#","sandbox":"{}""#, id(sandbox)));

@@ -19,6 +19,8 @@ pub enum BlockedReason {
     Unsupported,
     /// The underlay leaves it less than the least MTU.
     Mtu,
+    /// Its endpoints are behind VTEPs of both families, and a VXLAN device is of one.
+    MixedUnderlay,
 }
 
 impl BlockedReason {
@@ -27,6 +29,7 @@ impl BlockedReason {
         match self {
             Self::Unsupported => "unsupported",
             Self::Mtu => "mtu",
+            Self::MixedUnderlay => "mixed_underlay",
         }
     }
 }
@@ -165,7 +168,7 @@ impl Store {
     pub fn blocked(&self) -> impl Iterator<Item = Blocked> {
         let networks = self.networks.values().filter(|state| state.in_force).filter_map(|state| {
             let held = state.record.as_ref()?;
-            let reason = self.blocked_network(&held.value)?;
+            let reason = self.blocked_network(state)?;
             Some(Blocked { key: (*held.rank.key).clone(), reason })
         });
         let own = self.nodes.get(&self.config.node).into_iter().flat_map(|state| &state.endpoints);

@@ -218,6 +218,32 @@ fn a_network_that_asks_for_encryption_or_flooding_is_blocked_and_said_to_be() {
 }
 
 #[test]
+fn a_network_behind_vteps_of_both_families_is_blocked_until_the_last_endpoint_behind_the_odd_one_goes() {
+    let (mut store, _) = two_nodes();
+    let odd = put("nodes/c", r#"{"vtep":"fd00:1::3"}"#, 11, 11);
+    assert!(store.changes(11, vec![odd]).is_empty(), "a node without endpoints in the network is no matter");
+    let updates = store.changes(12, vec![put("endpoints/n/c/e3", &ip(4), 12, 12)]);
+    assert_eq!(updates["n"].spec, Some(None));
+    let blocked: Vec<_> = store.blocked().map(|blocked| (blocked.key.to_string(), blocked.reason)).collect();
+    assert_eq!(blocked, [("networks/n".to_owned(), BlockedReason::MixedUnderlay)]);
+    assert!(store.changes(13, vec![put("endpoints/n/c/e4", &ip(5), 13, 13)]).is_empty());
+    assert!(store.changes(14, vec![delete("endpoints/n/c/e3", 14)]).is_empty());
+    let updates = store.changes(15, vec![delete("endpoints/n/c/e4", 15)]);
+    assert!(matches!(updates["n"].spec, Some(Some(_))));
+    assert_eq!(updates["n"].endpoints.len(), 2, "told whole");
+    assert!(store.counts().blocked.is_empty());
+}
+
+#[test]
+fn a_node_that_moves_to_the_other_family_blocks_its_networks_and_frees_them_when_it_comes_back() {
+    let (mut store, _) = two_nodes();
+    let updates = store.changes(11, vec![put("nodes/b", r#"{"vtep":"fd00:1::2"}"#, 1, 11)]);
+    assert_eq!(updates["n"].spec, Some(None));
+    let updates = store.changes(12, vec![put("nodes/b", r#"{"vtep":"192.168.0.9"}"#, 1, 12)]);
+    assert_eq!(updates["n"].endpoints.len(), 2);
+}
+
+#[test]
 fn an_endpoint_in_the_hosts_namespace_is_blocked_here_and_remote_elsewhere() {
     let (mut store, _) = two_nodes();
     let host = |last: u8| format!(r#"{{"ip":["10.0.0.{last}"],"netns":"host","ifname":"ov0"}}"#);
