@@ -95,7 +95,9 @@ impl LinkWant {
                 true
             }
             (KindWant::Vxlan { segment, .. }, LinkKind::Vxlan(vxlan)) => {
-                vxlan.vni == segment.vni.get() && vxlan.port == segment.port && vxlan.proxy
+                // The family of its source address is a device's for good, and IPv4 where it has none (vxlan_nl2conf).
+                let family = vxlan.local.is_none_or(|local| local.is_ipv4()) == segment.local.is_ipv4();
+                vxlan.vni == segment.vni.get() && vxlan.port == segment.port && vxlan.proxy && family
             }
             (KindWant::Inner { outer }, LinkKind::Veth { peer, .. }) => outer.is_some() && outer == peer,
             _ => false,
