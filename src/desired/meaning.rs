@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 use ipnet::IpNet;
 
 use super::{
-    EndpointSpec, LocalEndpoint, NetworkSpec, RemoteEndpoint, Segment,
+    EndpointSpec, Excess, LocalEndpoint, NetworkSpec, RemoteEndpoint, Segment, Update,
     fit::{gateway_mac, with_prefix_len},
     records::{NetworkState, Standing},
     report::BlockedReason,
@@ -20,6 +20,10 @@ const OVERHEAD_V6: u32 = 70;
 const MIN_MTU: u32 = 68;
 const MIN_MTU_V6: u32 = 1280;
 
+const fn overhead(local: IpAddr) -> u32 {
+    if local.is_ipv4() { OVERHEAD_V4 } else { OVERHEAD_V6 }
+}
+
 impl Store {
     /// The VTEP address of a node, if it is in force. This node's configured one needs no record.
     pub(super) fn vtep_of(&self, node: &Name) -> Option<IpAddr> {
@@ -30,10 +34,36 @@ impl Store {
         state.record.as_ref().map(|held| held.value)
     }
 
+    /// This node's VTEP address, if it is in force.
+    pub fn vtep(&self) -> Option<IpAddr> {
+        self.vtep_of(&self.config.node)
+    }
+
+    /// MTU of the underlay link in bytes.
+    pub const fn underlay_mtu(&self) -> u32 {
+        self.config.underlay_mtu
+    }
+
+    /// The underlay link has another MTU now, in bytes: networks that do not say theirs follow it.
+    pub fn set_underlay_mtu(&mut self, mtu: u32) -> BTreeMap<Name, Update> {
+        if std::mem::replace(&mut self.config.underlay_mtu, mtu) != mtu {
+            let following = self.networks.iter().filter(|(_, state)| state.local > 0);
+            self.batch.specs.extend(following.map(|(name, _)| name.clone()));
+        }
+        self.settle()
+    }
+
     /// MTU of the overlay in bytes.
     fn mtu_of(&self, network: &Network, local: IpAddr) -> u32 {
-        let overhead = if local.is_ipv4() { OVERHEAD_V4 } else { OVERHEAD_V6 };
-        network.mtu.unwrap_or_else(|| self.config.underlay_mtu.saturating_sub(overhead))
+        network.mtu.unwrap_or_else(|| self.config.underlay_mtu.saturating_sub(overhead(local)))
+    }
+
+    /// How a network that asks for an MTU is too large for this node's underlay.
+    pub(super) fn excess_of(&self, state: &NetworkState) -> Option<Excess> {
+        let (held, local) = (state.record.as_ref().filter(|_| state.told.is_some())?, self.vtep()?);
+        let (mtu, overhead, underlay) = (held.value.mtu?, overhead(local), self.config.underlay_mtu);
+        let key = (*held.rank.key).clone();
+        (mtu.saturating_add(overhead) > underlay).then_some(Excess { key, mtu, overhead, underlay })
     }
 
     /// Why the network cannot be made on this node now.

@@ -21,7 +21,7 @@ mod property;
 #[cfg(test)]
 mod tests;
 
-pub use report::{Blocked, BlockedReason, Conflict, Counts};
+pub use report::{Blocked, BlockedReason, Conflict, Counts, Excess};
 pub use source::Source;
 pub use spec::{EndpointSpec, LocalEndpoint, NetworkSpec, RemoteEndpoint, Segment, Update};
 pub use store::{Audited, Store, StoreConfig};

@@ -198,10 +198,16 @@ proptest! {
     #[test]
     fn after_every_revision_the_updates_add_up_to_what_the_records_say(history in revisions(), vtep in any::<bool>()) {
         let (mut etcd, mut store, mut mirror) = (Etcd::default(), new_store(vtep), Mirror::default());
+        let mut config = config(vtep);
         for (revision, writes) in (1..).zip(&history) {
             let changes = etcd.commit(revision, writes);
             mirror.apply(store.changes(revision, changes));
-            prop_assert_eq!(&mirror.world, &world(&config(vtep), &etcd.good()), "revision {}", revision);
+            prop_assert_eq!(&mirror.world, &world(&config, &etcd.good()), "revision {}", revision);
+            if revision % 4 == 0 {
+                config.underlay_mtu = if config.underlay_mtu == 1500 { 9000 } else { 1500 };
+                mirror.apply(store.set_underlay_mtu(config.underlay_mtu));
+                prop_assert_eq!(&mirror.world, &world(&config, &etcd.good()), "another MTU at revision {}", revision);
+            }
         }
     }
 

@@ -49,10 +49,10 @@ pub(super) struct Behind {
 impl Behind {
     /// The endpoint that was counted as `before` is to be counted as `now`.
     pub(super) fn count(&mut self, before: Option<Family>, now: Option<Family>) {
-        for family in before {
+        if let Some(family) = before {
             *self.of(family) -= 1;
         }
-        for family in now {
+        if let Some(family) = now {
             *self.of(family) += 1;
         }
     }

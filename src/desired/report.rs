@@ -56,6 +56,20 @@ pub struct Blocked {
     pub reason: BlockedReason,
 }
 
+/// A network on this node whose own `mtu` and the encapsulation are more than the underlay carries. It is made as asked: the
+/// kernel sends its largest frames in fragments, which are slow and may be dropped on the way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Excess {
+    /// The network.
+    pub key: Key,
+    /// What it asks for, in bytes.
+    pub mtu: u32,
+    /// What VXLAN adds.
+    pub overhead: u32,
+    /// The underlay link's MTU.
+    pub underlay: u32,
+}
+
 /// How many records stand how.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
@@ -73,6 +87,8 @@ pub struct Counts {
     pub rejected: BTreeMap<Reason, usize>,
     /// Blocked networks, and blocked endpoints of this node, by reason.
     pub blocked: BTreeMap<BlockedReason, usize>,
+    /// Networks on this node whose `mtu` does not fit the underlay.
+    pub excesses: usize,
 }
 
 impl Store {
@@ -99,6 +115,7 @@ impl Store {
             endpoints: self.endpoints,
             pending: self.pending + self.docker.pending(),
             conflicts: self.losers.len(),
+            excesses: self.excesses().count(),
             ..Counts::default()
         };
         for rejected in self.bad.values().map(|(_, rejected)| rejected).chain(self.misfits.values()) {
@@ -180,6 +197,11 @@ impl Store {
             blocked.then(|| Blocked { key: (*endpoint.held.rank.key).clone(), reason: BlockedReason::Unsupported })
         });
         networks.chain(endpoints)
+    }
+
+    /// Networks on this node whose own `mtu` does not fit the underlay.
+    pub fn excesses(&self) -> impl Iterator<Item = Excess> {
+        self.networks.values().filter_map(|state| self.excess_of(state))
     }
 
     fn conflict(&self, claims: &Claims, rank: &Rank, asked: &[Claim]) -> Option<Conflict> {

@@ -244,6 +244,27 @@ fn a_node_that_moves_to_the_other_family_blocks_its_networks_and_frees_them_when
 }
 
 #[test]
+fn networks_follow_the_underlays_mtu_unless_they_say_their_own() {
+    let (mut store, _) = two_nodes();
+    let own = r#"{"subnets":[{"cidr":"10.1.0.0/24","vni":7}],"mtu":1450}"#;
+    let m = |last: u8| format!(r#"{{"ip":["10.1.0.{last}"]}}"#);
+    store.changes(11, vec![put("networks/m", own, 11, 11), put("endpoints/m/a/e", &m(2), 11, 11)]);
+    assert_eq!(store.counts().excesses, 0);
+    let updates = store.set_underlay_mtu(1400);
+    assert_eq!(updates.keys().map(Name::as_str).collect::<Vec<_>>(), ["n"]);
+    let update = &updates["n"];
+    assert!(update.endpoints.is_empty());
+    assert_eq!(update.spec.as_ref().unwrap().as_ref().unwrap().segments[0].mtu, 1350);
+    let key = crate::schema::Key::Network(name("m"));
+    assert_eq!(store.excesses().collect::<Vec<_>>(), [Excess { key, mtu: 1450, overhead: 50, underlay: 1400 }]);
+    assert!(store.set_underlay_mtu(1400).is_empty(), "the same again is no news");
+    assert_eq!(store.set_underlay_mtu(100)["n"].spec, Some(None), "below the least MTU it is blocked");
+    assert_eq!(store.counts().blocked[&BlockedReason::Mtu], 1);
+    assert_eq!(store.set_underlay_mtu(9000)["n"].endpoints.len(), 2);
+    assert_eq!((store.counts().excesses, store.counts().blocked.len()), (0, 0));
+}
+
+#[test]
 fn an_endpoint_in_the_hosts_namespace_is_blocked_here_and_remote_elsewhere() {
     let (mut store, _) = two_nodes();
     let host = |last: u8| format!(r#"{{"ip":["10.0.0.{last}"],"netns":"host","ifname":"ov0"}}"#);
