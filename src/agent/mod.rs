@@ -118,6 +118,7 @@ async fn follow(settings: &Settings, shared: Arc<Shared>, pages: Arc<AgentPages>
         docker_prefix: settings.docker_prefix.clone(),
         node: settings.node.clone(),
         vtep: settings.vtep,
+        host_endpoints: settings.host_endpoints,
         underlay_mtu: underlay.mtu(),
     });
     let watch = |error| Error::System { what: "cannot watch the namespace directories", error };

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use clap::Args;
+use clap::{Args, builder::BoolishValueParser};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::options::{Instance, Log, docker_prefix, duration, prefixes_apart};
@@ -42,6 +42,9 @@ pub(super) struct Arguments {
     /// Beneath which directories endpoints' namespaces may be; may be given several times
     #[arg(long = "netns-root", env = "VTEPD_NETNS_ROOT", value_delimiter = ',')]
     netns_root: Vec<PathBuf>,
+    /// Let endpoints with "netns":"host" have an interface in the host's own namespace
+    #[arg(long, env = "VTEPD_ALLOW_HOST_ENDPOINTS", value_parser = BoolishValueParser::new())]
+    allow_host_endpoints: bool,
     /// How often the whole kernel state is read again without a reason
     #[arg(long, env = "VTEPD_RESYNC", default_value = "60s", value_parser = duration)]
     resync: Duration,
@@ -92,6 +95,7 @@ impl Arguments {
             listen: self.listen,
             owner: self.instance.owner(),
             netns_roots: if self.netns_root.is_empty() { default_roots() } else { self.netns_root },
+            host_endpoints: self.allow_host_endpoints,
             resync: self.resync,
             user,
             tls,

@@ -121,10 +121,12 @@ impl Store {
             return Some(EndpointSpec::Remote(RemoteEndpoint { vni, mac, ips, vtep }));
         }
         let inner = value.inner.as_ref()?;
-        let Netns::Path(path) = &inner.netns else { return None };
+        if inner.netns == Netns::Host && !self.config.host_endpoints {
+            return None;
+        }
         let network = &state.record.as_ref()?.value;
         let addresses = value.ip.iter().filter_map(|ip| with_prefix_len(network, *ip)).collect();
-        let (netns, ifname) = (path.clone(), inner.ifname.clone());
+        let (netns, ifname) = (inner.netns.clone(), inner.ifname.clone());
         Some(EndpointSpec::Local(LocalEndpoint { vni, mac, addresses, netns, ifname }))
     }
 }

@@ -207,7 +207,7 @@ pub(super) fn world(config: &StoreConfig, kvs: &[Kv]) -> World {
                 let vtep = vtep_of(&name, &id).unwrap();
                 let remote = RemoteEndpoint { vni, mac, ips: endpoint.ip, vtep };
                 specs.insert(id, EndpointSpec::Remote(remote));
-            } else if let Some(Netns::Path(netns)) = endpoint.netns {
+            } else if let Some(netns) = endpoint.netns.filter(|n| config.host_endpoints || *n != Netns::Host) {
                 let ranges = || network.subnets.iter().map(|s| &s.cidr).chain(&network.unbound);
                 let len = |ip: &IpAddr| ranges().find(|range| range.contains(ip)).unwrap().prefix_len();
                 let addresses = endpoint.ip.iter().map(|ip| IpNet::new(*ip, len(ip)).unwrap()).collect();

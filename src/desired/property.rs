@@ -20,6 +20,7 @@ fn config(vtep: bool) -> StoreConfig {
         docker_prefix: Some("/d".into()),
         node: "n1".parse().unwrap(),
         vtep,
+        host_endpoints: vtep.is_some(),
         underlay_mtu: 1500,
     }
 }

@@ -193,7 +193,8 @@ impl Store {
             let Key::Endpoint { network, id } = &**key else { return None };
             let endpoint = self.networks.get(network)?.endpoints.get(id)?;
             let inner = endpoint.held.value.inner.as_ref()?;
-            let blocked = inner.netns == Netns::Host && endpoint.standing.is_in_force();
+            let refused = inner.netns == Netns::Host && !self.config.host_endpoints;
+            let blocked = refused && endpoint.standing.is_in_force();
             blocked.then(|| Blocked { key: (*endpoint.held.rank.key).clone(), reason: BlockedReason::Unsupported })
         });
         networks.chain(endpoints)

@@ -1,8 +1,8 @@
-use std::{collections::BTreeSet, net::IpAddr, path::PathBuf, sync::Arc};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 
-use crate::model::{EndpointId, Mac, Name, Vni};
+use crate::model::{EndpointId, Mac, Name, Netns, Vni};
 
 /// One VXLAN segment of a network: a bridge and a VXLAN device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,8 +46,8 @@ pub struct LocalEndpoint {
     pub mac: Mac,
     /// Its addresses with the prefix lengths of their subnets.
     pub addresses: Vec<IpNet>,
-    /// Path of its network namespace.
-    pub netns: PathBuf,
+    /// Its network namespace.
+    pub netns: Netns,
     /// Name of the interface in there.
     pub ifname: String,
 }

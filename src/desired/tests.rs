@@ -14,7 +14,14 @@ fn id(node: &str, endpoint: &str) -> EndpointId {
 
 fn new_store() -> Store {
     let vtep = Some("192.168.0.1".parse().unwrap());
-    Store::new(StoreConfig { prefix: "/p".into(), docker_prefix: None, node: name("a"), vtep, underlay_mtu: 1500 })
+    Store::new(StoreConfig {
+        prefix: "/p".into(),
+        docker_prefix: None,
+        node: name("a"),
+        vtep,
+        host_endpoints: false,
+        underlay_mtu: 1500,
+    })
 }
 
 fn kv(key: &str, value: &str, revision: i64) -> Kv {
@@ -192,8 +199,14 @@ fn two_nodes_may_swap_their_vteps_in_one_revision() {
 
 #[test]
 fn without_a_configured_vtep_this_nodes_record_counts() {
-    let config =
-        StoreConfig { prefix: "/p".into(), docker_prefix: None, node: name("a"), vtep: None, underlay_mtu: 1500 };
+    let config = StoreConfig {
+        prefix: "/p".into(),
+        docker_prefix: None,
+        node: name("a"),
+        vtep: None,
+        host_endpoints: false,
+        underlay_mtu: 1500,
+    };
     let mut store = Store::new(config);
     assert!(store.snapshot(3, vec![kv("networks/n", NET, 1), kv("endpoints/n/a/e", &ip(2), 2)]).is_empty());
     let updates = store.changes(4, vec![put("nodes/a", r#"{"vtep":"fd00::1"}"#, 4, 4)]);
@@ -273,6 +286,17 @@ fn an_endpoint_in_the_hosts_namespace_is_blocked_here_and_remote_elsewhere() {
     assert!(matches!(&updates["n"].endpoints[..], [(only, Some(_))] if *only == id("b", "h")));
     let blocked: Vec<String> = store.blocked().map(|blocked| blocked.key.to_string()).collect();
     assert_eq!(blocked, ["endpoints/n/a/h"]);
+}
+
+#[test]
+fn where_it_is_allowed_an_endpoint_in_the_hosts_namespace_is_wired_up() {
+    let (mut store, _) = two_nodes();
+    store.config.host_endpoints = true;
+    let host = r#"{"ip":["10.0.0.7"],"netns":"host","ifname":"ov0"}"#;
+    let updates = store.changes(11, vec![put("endpoints/n/a/h", host, 11, 11)]);
+    let [(_, Some(EndpointSpec::Local(local)))] = &updates["n"].endpoints[..] else { panic!("{updates:?}") };
+    assert_eq!((&local.netns, local.ifname.as_str()), (&crate::model::Netns::Host, "ov0"));
+    assert!(store.counts().blocked.is_empty());
 }
 
 #[test]

@@ -309,7 +309,9 @@ impl Network {
             _ => {
                 self.forget_local(id);
                 self.by_outer_name.insert(self.outer_name_of(id), id.clone());
-                self.by_path.entry(spec.netns.clone()).or_default().insert(id.clone());
+                if let Some(path) = spec.netns.path() {
+                    self.by_path.entry(path.to_owned()).or_default().insert(id.clone());
+                }
                 self.locals.insert(id.clone(), Local::new(spec.clone()));
             }
         }
@@ -318,10 +320,12 @@ impl Network {
 
     fn forget_local(&mut self, id: &EndpointId) {
         if let Some(local) = self.locals.remove(id) {
-            if let Some(at_path) = self.by_path.get_mut(&local.spec.netns) {
+            if let Some(path) = local.spec.netns.path()
+                && let Some(at_path) = self.by_path.get_mut(path)
+            {
                 at_path.remove(id);
                 if at_path.is_empty() {
-                    self.by_path.remove(&local.spec.netns);
+                    self.by_path.remove(path);
                 }
             }
             self.unread.inner.remove(id);

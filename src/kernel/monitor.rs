@@ -106,14 +106,18 @@ impl Monitor {
                     // The overlay's own notifications come without an identifier.
                     let from_kernel = received.address.is_none_or(|sender| sender.pid() == 0);
                     let nsid = received.cmsgs().ok().and_then(|mut list| list.find_map(|one| nsid_of(&one)));
-                    changed.extend(nsid.filter(|_| from_kernel));
+                    let length = received.bytes;
+                    if let Some(nsid) = nsid.filter(|_| from_kernel) {
+                        let datagram = buffer.get(..length).unwrap_or_default();
+                        changed.extend(wire::messages(datagram).map(|message| (nsid, link_of(&message))));
+                    }
                 }
                 Err(Errno::EINTR) => {}
                 Err(Errno::ENOBUFS) => overrun = true,
                 Err(_) => break,
             }
         }
-        drained.events.extend(changed.into_iter().map(|nsid| Event::Inner { nsid }));
+        drained.events.extend(changed.into_iter().map(|(nsid, ifindex)| Event::Inner { nsid, ifindex }));
         if overrun {
             drained.events.push(Event::InnerOverrun);
         }
@@ -160,6 +164,16 @@ pub(super) fn subscribe(groups: &[u32], all_nsid: bool) -> std::io::Result<(Sock
         socket.add_membership(*group)?;
     }
     Ok((socket, full_buffer))
+}
+
+/// The link that a notification is about.
+fn link_of(message: &Message<'_>) -> Option<u32> {
+    match message.kind {
+        libc::RTM_NEWLINK | libc::RTM_DELLINK => decode::link_head(message.body).map(|(_, ifindex)| ifindex),
+        libc::RTM_NEWADDR | libc::RTM_DELADDR => decode::address_ifindex(message.body),
+        libc::RTM_NEWROUTE | libc::RTM_DELROUTE => decode::route_ifindex(message.body),
+        _ => None,
+    }
 }
 
 /// The namespace identifier that comes beside a message.

@@ -91,6 +91,12 @@ pub(super) fn own() -> Result<NetnsId, Error> {
     nix::sys::stat::stat(path).because(|| format!("stat {path}")).map(|stat| identity(&stat))
 }
 
+/// The namespace of the calling thread, held open.
+pub(super) fn hold_own() -> Result<Held, Error> {
+    let path = "/proc/thread-self/ns/net";
+    Held::new(fs::File::open(path).because(|| format!("open {path}"))?.into())
+}
+
 /// Whether a descriptor is a namespace's.
 pub(super) fn is_namespace(fd: &OwnedFd) -> Result<bool, Error> {
     Ok(fstatfs(fd).because(|| "statfs".to_owned())?.filesystem_type() == NSFS_MAGIC)

@@ -13,6 +13,7 @@ mod hostile;
 #[path = "../support/hosts.rs"]
 mod hosts;
 mod lab;
+mod on_host;
 mod random;
 mod repair;
 mod restart;

@@ -10,6 +10,7 @@
 )]
 
 mod faults;
+mod host;
 #[allow(unreachable_pub, reason = "shared by the parts of this test")]
 mod lab;
 #[allow(unreachable_pub, reason = "shared by several tests")]
