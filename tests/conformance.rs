@@ -26,11 +26,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use acts::{Act, CONTAINERS, act, devices, wiring};
+use acts::{Act, MORTAL, act, devices, wiring};
 use picture::{Picture, heard, picture};
 use sim_kernel::{Chance, SimKernel};
 use support::{attempt, kernel_of, private_host, run};
-use twins::{Side, Twins, at};
+use twins::{Side, Twins, path};
 use vtepd::{
     engine::{Answer, Failure, Kernel, NetnsState, Op, Query},
     kernel::NetworkKernel,
@@ -57,13 +57,18 @@ fn set_promotion(netns: &str, promote: bool) {
     std::thread::spawn(move || {
         let file = std::fs::File::open(&path).unwrap();
         nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
-        for which in ["all", "default"] {
-            let path = format!("/proc/sys/net/ipv4/conf/{which}/promote_secondaries");
-            std::fs::write(&path, if promote { "1" } else { "0" }).expect("a writable /proc/sys");
-        }
+        promote_here(promote);
     })
     .join()
     .unwrap();
+}
+
+/// The same of the calling thread's namespace.
+fn promote_here(promote: bool) {
+    for which in ["all", "default"] {
+        let path = format!("/proc/sys/net/ipv4/conf/{which}/promote_secondaries");
+        std::fs::write(&path, if promote { "1" } else { "0" }).expect("a writable /proc/sys");
+    }
 }
 
 /// Puts one end of a pair into a namespace, if it is there; the other end goes when the namespace does.
@@ -108,7 +113,8 @@ impl Pair {
             seed,
         };
         this.sim.promote_secondaries = seed.is_multiple_of(2);
-        for container in CONTAINERS {
+        promote_here(this.sim.promote_secondaries);
+        for container in MORTAL {
             this.add_container(container);
         }
         this
@@ -117,7 +123,7 @@ impl Pair {
     fn add_container(&mut self, name: &str) {
         run(&format!("ip netns add {name}"));
         set_promotion(name, self.sim.promote_secondaries);
-        self.sim.add_container(&at(name));
+        self.sim.add_container(&path(name));
     }
 
     fn fail(&self, what: &str) -> ! {
@@ -140,7 +146,7 @@ impl Pair {
             Act::Container(container) => {
                 self.log.push(format!("another container {container}"));
                 mark(container);
-                self.sim.remove_container(&at(container));
+                self.sim.remove_container(&path(container));
                 run(&format!("ip netns del {container}"));
                 until_unmarked();
                 self.compare();

@@ -252,6 +252,7 @@ async fn an_audit_beside_a_running_watch_finds_nothing_when_all_is_right() {
         docker_prefix: None,
         node: "a".parse().unwrap(),
         vtep: Some("192.168.0.1".parse().unwrap()),
+        host_endpoints: false,
         underlay_mtu: 1500,
     };
     let mut store = Store::new(store);

@@ -236,6 +236,7 @@ fn store() -> Store {
         docker_prefix: Some(DOCKER.to_owned()),
         node: "node1".parse().unwrap(),
         vtep: Some("192.168.205.10".parse().unwrap()),
+        host_endpoints: true,
         underlay_mtu: 1500,
     })
 }
@@ -266,7 +267,7 @@ fn assert_sane_updates(updates: &BTreeMap<Name, Update>) -> u64 {
             endpoints += 1;
             let (vni, mac, addresses): (_, _, Vec<IpAddr>) = match endpoint {
                 EndpointSpec::Local(local) => {
-                    assert_sane_interface(&local.netns, &local.ifname);
+                    local.netns.path().inspect(|path| assert_sane_interface(path, &local.ifname));
                     assert!(interfaces.insert((&local.netns, &local.ifname)), "an interface belongs to two endpoints");
                     (local.vni, local.mac, local.addresses.iter().map(ipnet::IpNet::addr).collect())
                 }

@@ -33,7 +33,7 @@ use sim_kernel::{Chance, Faults, SimKernel, SimLink};
 use vtepd::{
     desired::{Store, StoreConfig, Update},
     engine::{Config, Home, LinkChange, LinkKind, Network, Note, Op, Place, Time, Turn, turn},
-    model::{Mac, Name},
+    model::{Mac, Name, Netns},
 };
 
 const GROUP: u32 = 0x76;
@@ -81,6 +81,7 @@ fn new_store(node: &Name) -> Store {
         docker_prefix: None,
         node: node.clone(),
         vtep: None,
+        host_endpoints: true,
         underlay_mtu: 1500,
     })
 }
@@ -220,7 +221,10 @@ impl World {
             _ => {
                 let host = 2 + endpoint + 10 * self.chance.below(2);
                 let v6 = if self.chance.below(3) == 0 { format!(r#","fd0{number}::{host}""#) } else { String::new() };
-                let netns = container(&network.parse().unwrap(), endpoint % 3);
+                let netns = match self.chance.below(5) {
+                    0 => "host".to_owned(),
+                    _ => container(&network.parse().unwrap(), endpoint % 3),
+                };
                 let value = format!(
                     r#"{{"ip":["10.{number}.0.{host}"{v6}],"netns":"{netns}","ifname":"eth{}"}}"#,
                     endpoint / 3
@@ -235,7 +239,7 @@ impl World {
         let network: Name = self.chance.pick(&NETWORKS).unwrap().parse().unwrap();
         let path = container(&network, self.chance.below(3));
         let kernel = self.hosts[host].kernels.get_mut(&network).unwrap();
-        if kernel.containers.contains_key(std::path::Path::new(&path)) {
+        if kernel.containers.contains_key(&Netns::from(path.as_str())) {
             kernel.remove_container(&path);
         } else {
             kernel.add_container(&path);
@@ -249,10 +253,10 @@ impl World {
         let kernel = self.hosts[host].kernels.get_mut(&network).unwrap();
         let Some(overlay) = &kernel.overlay else { return };
         let links: Vec<SimLink> = overlay.links.values().cloned().collect();
-        let inner: Vec<(String, u32)> = kernel
+        let inner: Vec<(Netns, u32)> = kernel
             .containers
             .iter()
-            .flat_map(|(path, ns)| ns.links.keys().map(|index| (path.display().to_string(), *index)))
+            .flat_map(|(path, ns)| ns.links.keys().map(|index| (path.clone(), *index)))
             .collect();
         let Some(link) = chance.pick(&links).cloned() else { return };
         let ifindex = link.link.ifindex;
@@ -261,7 +265,7 @@ impl World {
         let own_mac = link.fdb.keys().next().copied().unwrap_or(mac);
         let ip = link.neighbours.keys().next().copied().unwrap_or(IpAddr::from([10, number as u8, 0, 9]));
         let (place, index) = match chance.pick(&inner) {
-            Some((path, index)) if chance.below(2) == 0 => (Place::Inner(path.into()), *index),
+            Some((path, index)) if chance.below(2) == 0 => (Place::Inner(path.clone()), *index),
             _ => (Place::Overlay, ifindex),
         };
         let place_is_overlay = place == Place::Overlay;
@@ -383,8 +387,7 @@ impl World {
     fn built_anew(&self, host: &Host) -> BTreeMap<Name, Vec<String>> {
         let mut fresh = Host::new(host.node.as_str(), 1);
         for (name, kernel) in &mut fresh.kernels {
-            kernel.containers.clear();
-            for path in host.kernels[name].containers.keys() {
+            for path in host.kernels[name].containers.keys().filter_map(Netns::path) {
                 kernel.add_container(&path.display().to_string());
             }
         }
@@ -439,7 +442,7 @@ fn picture(kernel: &SimKernel) -> Vec<String> {
             let mut link = link.clone();
             // An address that somebody added inside a container is the container's own.
             link.addresses.retain(|net, _| net.addr() != IpAddr::from([10, 9, 9, 9]));
-            describe(&path.display().to_string(), &link);
+            describe(&path.to_string(), &link);
         }
     }
     lines.sort();

@@ -16,9 +16,10 @@ use super::{
     network::{self, Shared},
     pages::AgentPages,
     paths::Seen,
+    underlay::Underlay,
 };
 use crate::{
-    desired::{Conflict, Outside, Source, Store, Update},
+    desired::{Conflict, Excess, Outside, Source, Store, Update},
     engine::Time,
     etcd::Message,
     kernel,
@@ -47,6 +48,8 @@ pub(super) struct Director {
     history: History,
     /// Records that were said to be left out.
     said: BTreeSet<String>,
+    /// Networks that were said to exceed the underlay.
+    exceeding: BTreeSet<String>,
 }
 
 impl Director {
@@ -67,6 +70,7 @@ impl Director {
             lost: BTreeSet::new(),
             history,
             said: BTreeSet::new(),
+            exceeding: BTreeSet::new(),
         }
     }
 
@@ -118,13 +122,45 @@ impl Director {
                 return Ok(());
             }
         }
+        self.say();
+        Ok(())
+    }
+
+    /// Says where the store-wide stage stands.
+    fn say(&mut self) {
         for rejected in self.store.take_new_rejections() {
             warn!(%rejected, "rejected a record; its last good version stays in force");
         }
         self.say_what_is_left_out();
+        self.say_what_exceeds();
         self.name();
         self.pages.store(self.store.is_complete(), self.store.revision(), &self.store.counts());
+    }
+
+    /// The underlay link and this node's VTEP address follow each other.
+    pub(super) fn on_underlay(&mut self, underlay: &mut Underlay) -> Result<(), Error> {
+        if let Some(vtep) = self.store.vtep() {
+            underlay.follow(vtep);
+        }
+        let mtu = underlay.mtu();
+        if self.store.underlay_mtu() != mtu {
+            let updates = self.store.set_underlay_mtu(mtu);
+            self.dispatch(updates, self.shared.now())?;
+            self.say();
+        }
         Ok(())
+    }
+
+    /// Says, once each, which networks ask for an MTU that the underlay does not carry.
+    fn say_what_exceeds(&mut self) {
+        let said = self.store.excesses().map(|Excess { key, mtu, overhead, underlay }| {
+            format!("{key}: mtu: {mtu} and {overhead} bytes of VXLAN do not fit the underlay's {underlay}")
+        });
+        let now: BTreeSet<String> = said.take(SAID).collect();
+        for record in now.difference(&self.exceeding) {
+            warn!(record, "made as asked, but its full-sized frames cross the underlay in fragments, if at all");
+        }
+        self.exceeding = now;
     }
 
     /// Says, once each, which records lost a claim and which cannot be made here.

@@ -14,6 +14,7 @@ mod pages;
 mod paths;
 mod settings;
 mod takedown;
+mod underlay;
 
 use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -21,7 +22,7 @@ use thiserror::Error;
 use tokio::{net::TcpListener, sync::mpsc};
 use tracing::{info, warn};
 
-use self::{director::Director, history::History, lock::Lock, network::Shared, pages::AgentPages};
+use self::{director::Director, history::History, lock::Lock, network::Shared, pages::AgentPages, underlay::Underlay};
 pub use self::{
     settings::{Owner, Settings},
     takedown::cleanup,
@@ -35,8 +36,6 @@ use crate::{
 
 /// Messages of the store that wait for the director; a listing is one.
 const MESSAGES: usize = 1024;
-/// MTU of an underlay that no link of ours has the address of.
-const DEFAULT_UNDERLAY_MTU: u32 = 1500;
 
 /// Why the agent cannot run, or cannot go on.
 #[derive(Debug, Error)]
@@ -117,16 +116,14 @@ pub async fn run(settings: Settings, shutdown: impl Future<Output = ()>) -> Resu
 async fn follow(settings: &Settings, shared: Arc<Shared>, pages: Arc<AgentPages>) -> Result<(), Error> {
     let config = settings.etcd(&settings.prefix);
     let vtep = registered(settings, &config, &pages).await;
-    let underlay_mtu = kernel::mtu_of(vtep)?.unwrap_or_else(|| {
-        warn!(%vtep, "no link of this host has the VTEP address; taking the underlay's MTU for {DEFAULT_UNDERLAY_MTU}");
-        DEFAULT_UNDERLAY_MTU
-    });
+    let mut underlay = Underlay::new(vtep)?;
     let store = Store::new(StoreConfig {
         prefix: config.prefix.clone(),
         docker_prefix: settings.docker_prefix.clone(),
         node: settings.node.clone(),
         vtep: settings.vtep,
-        underlay_mtu,
+        host_endpoints: settings.host_endpoints,
+        underlay_mtu: underlay.mtu(),
     });
     let watch = |error| Error::System { what: "cannot watch the namespace directories", error };
     let mut paths = paths::watch(settings.watched_dirs()).map_err(watch)?;
@@ -146,8 +143,10 @@ async fn follow(settings: &Settings, shared: Arc<Shared>, pages: Arc<AgentPages>
             // Closed from the start where Docker's layout is not read.
             Some(message) = docker.recv() => director.take(Source::Docker, message).await?,
             seen = paths.recv() => director.tell(&seen.ok_or(Error::Deaf("the namespace directories"))?),
+            changed = underlay.changed() => changed?,
             _ = tick.tick() => director.tick()?,
         }
+        director.on_underlay(&mut underlay)?;
         let _ = (&followed, &also_followed);
     }
 }

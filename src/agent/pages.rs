@@ -89,6 +89,8 @@ impl AgentPages {
             // A network that is blocked as a whole would have been a namespace.
             state.blocked.insert(("netns", reason.as_str()), as_gauge(*count as u64));
         }
+        // Its links are made, but what it asks of them does not get across.
+        state.blocked.insert(("link", "mtu"), as_gauge(counts.excesses as u64));
         state.revision = revision;
         state.snapshot = complete;
     }

@@ -64,6 +64,8 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// Beneath which directories an endpoint's namespace may be.
     pub netns_roots: Vec<PathBuf>,
+    /// Whether endpoints of this node may be in the host's own namespace.
+    pub host_endpoints: bool,
     /// Whose objects on this host are meant.
     pub owner: Owner,
     /// Whether endpoints get a way outside at all.

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use clap::Args;
+use clap::{Args, builder::BoolishValueParser};
 use ipnet::{Ipv4Net, Ipv6Net};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -52,8 +52,11 @@ pub(super) struct Arguments {
     #[arg(long, env = "VTEPD_GATEWAY_SUBNET6", value_parser = gateway_subnet6)]
     gateway_subnet6: Option<Ipv6Net>,
     /// Use a bridge of that name although it is somebody else's
-    #[arg(long, env = "VTEPD_ADOPT_GATEWAY_BRIDGE")]
+    #[arg(long, env = "VTEPD_ADOPT_GATEWAY_BRIDGE", value_parser = BoolishValueParser::new())]
     adopt_gateway_bridge: bool,
+    /// Let endpoints with "netns":"host" have an interface in the host's own namespace
+    #[arg(long, env = "VTEPD_ALLOW_HOST_ENDPOINTS", value_parser = BoolishValueParser::new())]
+    allow_host_endpoints: bool,
     /// How often the whole kernel state is read again without a reason
     #[arg(long, env = "VTEPD_RESYNC", default_value = "60s", value_parser = duration)]
     resync: Duration,
@@ -106,6 +109,7 @@ impl Arguments {
             owner: self.instance.owner(self.gateway_subnet, self.gateway_subnet6),
             adopt_gateway_bridge: self.adopt_gateway_bridge,
             netns_roots: if self.netns_root.is_empty() { default_roots() } else { self.netns_root },
+            host_endpoints: self.allow_host_endpoints,
             resync: self.resync,
             user,
             tls,

@@ -15,7 +15,7 @@ use serde::Deserialize;
 use super::options::{docker_prefix, prefixes_apart};
 use crate::{
     desired::{Store, StoreConfig},
-    model::{Name, Netns},
+    model::Name,
     schema::{self, Change, Key, Kv, Reason, Rejected, docker},
 };
 
@@ -124,6 +124,7 @@ pub fn validate(
         docker_prefix: docker.map(str::to_owned),
         node,
         vtep: None,
+        host_endpoints: true,
         underlay_mtu: 1500,
     });
     store.changes(0, nodes.stand_ins(prefix));
@@ -178,9 +179,7 @@ fn judge(prefix: &str, whole: &[u8], value: &[u8], nodes: &mut Nodes) -> Result<
         }
         Key::Endpoint { id, .. } => {
             nodes.named.insert(id.node);
-            if schema::endpoint(whole, value)?.netns == Some(Netns::Host) {
-                return unsupported("netns");
-            }
+            schema::endpoint(whole, value)?;
         }
         Key::Store => drop(schema::store(whole, value)?),
         Key::Approval(_) => {

@@ -13,7 +13,7 @@ use super::{
     EndpointSpec, Update,
     claims::Claim,
     fit::{Unfit, fit},
-    records::{Standing, segment_claims},
+    records::{Family, Standing, segment_claims},
     store::Store,
 };
 use crate::{
@@ -28,6 +28,8 @@ pub(super) struct Batch {
     pub(super) networks: BTreeSet<Name>,
     /// Nodes whose endpoints must be fitted anew.
     pub(super) nodes: BTreeSet<Name>,
+    /// Nodes that may have another VTEP address now.
+    pub(super) moved: BTreeSet<Name>,
     /// Endpoints that must be fitted anew.
     pub(super) ends: BTreeSet<(Name, EndpointId)>,
     /// Networks that may be something else now.
@@ -87,6 +89,7 @@ impl Store {
         self.follow_own_vtep();
         self.fit_endpoints();
         self.decide_endpoints();
+        self.count_moved();
         let held = self.config.docker_prefix.is_some() && !self.is_complete();
         let updates = if held { BTreeMap::new() } else { self.tell() };
         for node in mem::take(&mut self.batch.left) {
@@ -230,6 +233,31 @@ impl Store {
         }
     }
 
+    /// Endpoints stay in force when their node gets another VTEP address, which may be of the other family.
+    fn count_moved(&mut self) {
+        for node in mem::take(&mut self.batch.moved) {
+            let keys = self.nodes.get(&node).map(|state| state.endpoints.clone()).unwrap_or_default();
+            for key in keys {
+                let Key::Endpoint { network, id } = &*key else { continue };
+                self.count_behind(network, id);
+            }
+        }
+    }
+
+    /// Counts the endpoint by the family of the VTEP that it is behind now.
+    fn count_behind(&mut self, network: &Name, id: &EndpointId) {
+        let vtep = self.vtep_behind(network, &id.node);
+        let Some(state) = self.networks.get_mut(network) else { return };
+        let was_mixed = state.behind.is_mixed();
+        let Some(endpoint) = state.endpoints.get_mut(id) else { return };
+        let now = vtep.filter(|_| endpoint.standing.is_in_force()).map(Family::from);
+        let before = mem::replace(&mut endpoint.behind, now);
+        state.behind.count(before, now);
+        if was_mixed != state.behind.is_mixed() {
+            self.batch.specs.insert(network.clone());
+        }
+    }
+
     /// Changes how an endpoint stands, with all that is counted by it and claimed because of it.
     pub(super) fn set_standing(&mut self, network: &Name, id: &EndpointId, now: Standing) {
         let before = self.networks.get(network).and_then(|state| state.endpoints.get(id));
@@ -256,6 +284,7 @@ impl Store {
         if here {
             state.local = state.local + usize::from(now.is_in_force()) - usize::from(before.is_in_force());
         }
+        self.count_behind(network, id);
     }
 
     /// The difference between what every network was told to be and what it is.

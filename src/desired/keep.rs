@@ -24,6 +24,7 @@ impl Store {
         }
         // Whoever lives there may have to be told anew; what it is now is kept for comparison before it changes.
         self.touch_node(&node);
+        self.batch.moved.insert(node.clone());
         let Some(state) = self.nodes.get_mut(&node) else { return false };
         let before = std::mem::replace(&mut state.record, new);
         if let Some(held) = &before {
@@ -96,7 +97,8 @@ impl Store {
             state.endpoints.insert(Arc::clone(&new.rank.key));
         }
         if let Some(state) = self.networks.get_mut(&network) {
-            state.endpoints.insert(id.clone(), EndpointState { held: new, standing: Standing::Pending });
+            let state_of = EndpointState { held: new, standing: Standing::Pending, behind: None };
+            state.endpoints.insert(id.clone(), state_of);
             self.pending += 1;
             self.endpoints += 1;
         }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 use ipnet::IpNet;
 
 use super::{
-    EndpointSpec, LocalEndpoint, NetworkSpec, RemoteEndpoint, Segment, Tunnel,
+    EndpointSpec, Excess, LocalEndpoint, NetworkSpec, RemoteEndpoint, Segment, Tunnel, Update,
     fit::{gateway_mac, routes, with_prefix_len},
     records::{NetworkState, Standing},
     report::BlockedReason,
@@ -20,6 +20,10 @@ const OVERHEAD_V6: u32 = 70;
 const MIN_MTU: u32 = 68;
 const MIN_MTU_V6: u32 = 1280;
 
+const fn overhead(local: IpAddr) -> u32 {
+    if local.is_ipv4() { OVERHEAD_V4 } else { OVERHEAD_V6 }
+}
+
 impl Store {
     /// The VTEP address of a node, if it is in force. This node's configured one needs no record.
     pub(super) fn vtep_of(&self, node: &Name) -> Option<IpAddr> {
@@ -30,16 +34,46 @@ impl Store {
         state.record.as_ref().map(|held| held.value)
     }
 
+    /// This node's VTEP address, if it is in force.
+    pub fn vtep(&self) -> Option<IpAddr> {
+        self.vtep_of(&self.config.node)
+    }
+
+    /// MTU of the underlay link in bytes.
+    pub const fn underlay_mtu(&self) -> u32 {
+        self.config.underlay_mtu
+    }
+
+    /// The underlay link has another MTU now, in bytes: networks that do not say theirs follow it.
+    pub fn set_underlay_mtu(&mut self, mtu: u32) -> BTreeMap<Name, Update> {
+        if std::mem::replace(&mut self.config.underlay_mtu, mtu) != mtu {
+            let following = self.networks.iter().filter(|(_, state)| state.local > 0);
+            self.batch.specs.extend(following.map(|(name, _)| name.clone()));
+        }
+        self.settle()
+    }
+
     /// MTU of the overlay in bytes.
     fn mtu_of(&self, network: &Network, local: IpAddr) -> u32 {
-        let overhead = if local.is_ipv4() { OVERHEAD_V4 } else { OVERHEAD_V6 };
-        network.mtu.unwrap_or_else(|| self.config.underlay_mtu.saturating_sub(overhead))
+        network.mtu.unwrap_or_else(|| self.config.underlay_mtu.saturating_sub(overhead(local)))
+    }
+
+    /// How a network that asks for an MTU is too large for this node's underlay.
+    pub(super) fn excess_of(&self, state: &NetworkState) -> Option<Excess> {
+        let (held, local) = (state.record.as_ref().filter(|_| state.told.is_some())?, self.vtep()?);
+        let (mtu, overhead, underlay) = (held.value.mtu?, overhead(local), self.config.underlay_mtu);
+        let key = (*held.rank.key).clone();
+        (mtu.saturating_add(overhead) > underlay).then_some(Excess { key, mtu, overhead, underlay })
     }
 
     /// Why the network cannot be made on this node now.
-    pub(super) fn blocked_network(&self, network: &Network) -> Option<BlockedReason> {
+    pub(super) fn blocked_network(&self, state: &NetworkState) -> Option<BlockedReason> {
+        let network = &state.record.as_ref()?.value;
         if network.secure {
             return Some(BlockedReason::Unsupported);
+        }
+        if state.behind.is_mixed() {
+            return Some(BlockedReason::MixedUnderlay);
         }
         let local = self.vtep_of(&self.config.node)?;
         let mut ranges = network.subnets.iter().map(|subnet| &subnet.cidr).chain(&network.unbound);
@@ -57,10 +91,10 @@ impl Store {
         if let Some(told) = told.filter(|_| !self.batch.specs.contains(name)) {
             return Some(Arc::clone(told));
         }
-        let network = &state.record.as_ref()?.value;
-        if self.blocked_network(network).is_some() {
+        if self.blocked_network(state).is_some() {
             return None;
         }
+        let network = &state.record.as_ref()?.value;
         let local = self.vtep_of(&self.config.node)?;
         let mut gateways: BTreeMap<Vni, Vec<IpNet>> = BTreeMap::new();
         for subnet in &network.subnets {
@@ -88,10 +122,12 @@ impl Store {
             return Some(EndpointSpec::Remote(RemoteEndpoint { vni, mac, ips, vtep }));
         }
         let inner = value.inner.as_ref()?;
-        let Netns::Path(path) = &inner.netns else { return None };
+        if inner.netns == Netns::Host && !self.config.host_endpoints {
+            return None;
+        }
         let network = &state.record.as_ref()?.value;
         let addresses = value.ip.iter().filter_map(|ip| with_prefix_len(network, *ip)).collect();
-        let (netns, ifname) = (path.clone(), inner.ifname.clone());
+        let (netns, ifname) = (inner.netns.clone(), inner.ifname.clone());
         let join = value.join.as_deref();
         let routes = routes(network, &value.ip, join.map_or(&[], |join| &join.routes));
         // The way outside is asked for by each endpoint of a namespace; Docker's `needDefaultGW` (libnetwork) leaves out these.

@@ -23,7 +23,7 @@ mod property;
 mod tests;
 
 pub use outside::{Outside, OutsideConfig};
-pub use report::{Blocked, BlockedReason, Conflict, Counts};
+pub use report::{Blocked, BlockedReason, Conflict, Counts, Excess};
 pub use source::Source;
 pub use spec::{EndpointSpec, LocalEndpoint, NetworkSpec, OutsideEndpoint, RemoteEndpoint, Segment, Tunnel, Update};
 pub use store::{Audited, Store, StoreConfig};

@@ -208,7 +208,9 @@ pub(super) fn world(config: &StoreConfig, kvs: &[Kv]) -> World {
     for (name, endpoints) in endpoints {
         let network = &networks[&name];
         let here = endpoints.keys().any(|id| is_here(&name, id));
-        if !here || network.secure {
+        let vteps_behind = || endpoints.keys().filter_map(|id| vtep_of(&name, id));
+        let mixed = vteps_behind().any(|vtep| vtep.is_ipv4()) && vteps_behind().any(|vtep| vtep.is_ipv6());
+        if !here || network.secure || mixed {
             continue;
         }
         let local = vteps[&config.node];
@@ -223,7 +225,7 @@ pub(super) fn world(config: &StoreConfig, kvs: &[Kv]) -> World {
                 let vtep = vtep_of(&name, &id).unwrap();
                 let remote = RemoteEndpoint { vni, mac, ips: endpoint.ip, vtep };
                 specs.insert(id, EndpointSpec::Remote(remote));
-            } else if let Some(Netns::Path(netns)) = endpoint.netns {
+            } else if let Some(netns) = endpoint.netns.filter(|n| config.host_endpoints || *n != Netns::Host) {
                 let ranges = || network.subnets.iter().map(|s| &s.cidr).chain(&network.unbound);
                 let len = |ip: &IpAddr| ranges().find(|range| range.contains(ip)).unwrap().prefix_len();
                 let addresses = endpoint.ip.iter().map(|ip| IpNet::new(*ip, len(ip)).unwrap()).collect();

@@ -10,9 +10,9 @@ use std::{
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::{EndpointSpec, NetworkSpec, OutsideEndpoint, Segment, Update};
+use super::{EndpointSpec, LocalEndpoint, NetworkSpec, OutsideEndpoint, Segment, Update};
 use crate::{
-    model::{EndpointId, Mac, Name, Vni},
+    model::{EndpointId, Mac, Name, Netns, Vni},
     retry::stable_hash,
 };
 
@@ -59,6 +59,15 @@ struct End {
     default: bool,
 }
 
+impl End {
+    /// An endpoint in the host's own namespace is outside already.
+    fn of(local: &LocalEndpoint) -> Option<Self> {
+        let Netns::Path(netns) = &local.netns else { return None };
+        let default = local.routes.iter().any(|route| route.dst.prefix_len() == 0);
+        Some(Self { netns: netns.clone(), ifname: local.ifname.clone(), asks: local.outside, default })
+    }
+}
+
 /// The stage.
 #[derive(Debug)]
 pub struct Outside {
@@ -90,12 +99,7 @@ impl Outside {
             }
             for (id, spec) in &update.endpoints {
                 let end = match spec {
-                    Some(EndpointSpec::Local(local)) => Some(End {
-                        netns: local.netns.clone(),
-                        ifname: local.ifname.clone(),
-                        asks: local.outside,
-                        default: local.routes.iter().any(|route| route.dst.prefix_len() == 0),
-                    }),
+                    Some(EndpointSpec::Local(local)) => End::of(local),
                     _ => None,
                 };
                 self.set(network, id, end, &mut touched);

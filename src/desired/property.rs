@@ -20,14 +20,20 @@ fn config(vtep: bool) -> StoreConfig {
         docker_prefix: Some("/d".into()),
         node: "n1".parse().unwrap(),
         vtep,
+        host_endpoints: vtep.is_some(),
         underlay_mtu: 1500,
     }
 }
 
+/// VTEP addresses of both families.
+fn vtep_address(n: u8) -> String {
+    if n < 4 { format!("192.168.0.{n}") } else { format!("fd00:1::{n}") }
+}
+
 /// A small world, so that everything collides with everything.
 fn record() -> impl Strategy<Value = (String, String)> {
-    let node =
-        (1..4u8, 1..4u8).prop_map(|(n, ip)| (format!("/p/nodes/n{n}"), format!(r#"{{"vtep":"192.168.0.{ip}"}}"#)));
+    let node = (1..4u8, 1..6u8)
+        .prop_map(|(n, ip)| (format!("/p/nodes/n{n}"), format!(r#"{{"vtep":"{}"}}"#, vtep_address(ip))));
     let network = (1..4u8, 1..4u8, 0..3u8, 0..10u8).prop_map(|(n, vni, shape, flags)| {
         let more = match flags {
             0 => r#","flood":true"#,
@@ -85,13 +91,13 @@ fn docker_record() -> impl Strategy<Value = (String, String)> {
         (format!("/d/overlay/network/{}", id(n)), value)
     });
     let endpoint =
-        (1..4u8, 1..5u8, 1..5u8, 1..4u8, 1..4u8, 0..10u8).prop_map(move |(n, e, ip, vtep, sandbox, shape)| {
+        (1..4u8, 1..5u8, 1..5u8, 1..6u8, 1..4u8, 0..10u8).prop_map(move |(n, e, ip, vtep, sandbox, shape)| {
             let third = u8::from(shape == 0);
             let mac = if shape == 1 { r#","mac":"02:00:00:00:00:01""# } else { "" };
             let v6 = if shape < 4 { format!(r#","addrv6":"fd00::{ip}/64""#) } else { String::new() };
             let mut fields = format!(r#""ep_iface":{{"addr":"10.0.{third}.{ip}/24"{mac}{v6}}}"#);
             if shape != 5 {
-                fields.push_str(&format!(r#","locator":"192.168.0.{vtep}""#));
+                fields.push_str(&format!(r#","locator":"{}""#, vtep_address(vtep)));
             }
             if shape != 6 {
                 fields.push_str(&format!(r#","sandbox":"{}""#, id(sandbox)));
@@ -199,10 +205,16 @@ proptest! {
     #[test]
     fn after_every_revision_the_updates_add_up_to_what_the_records_say(history in revisions(), vtep in any::<bool>()) {
         let (mut etcd, mut store, mut mirror) = (Etcd::default(), new_store(vtep), Mirror::default());
+        let mut config = config(vtep);
         for (revision, writes) in (1..).zip(&history) {
             let changes = etcd.commit(revision, writes);
             mirror.apply(store.changes(revision, changes));
-            prop_assert_eq!(&mirror.world, &world(&config(vtep), &etcd.good()), "revision {}", revision);
+            prop_assert_eq!(&mirror.world, &world(&config, &etcd.good()), "revision {}", revision);
+            if revision % 4 == 0 {
+                config.underlay_mtu = if config.underlay_mtu == 1500 { 9000 } else { 1500 };
+                mirror.apply(store.set_underlay_mtu(config.underlay_mtu));
+                prop_assert_eq!(&mirror.world, &world(&config, &etcd.good()), "another MTU at revision {}", revision);
+            }
         }
     }
 

@@ -33,8 +33,54 @@ pub(super) struct NetworkState {
     pub(super) endpoints: BTreeMap<EndpointId, EndpointState>,
     /// How many of them are in force on this node.
     pub(super) local: usize,
+    /// How many of them are in force behind VTEPs of each family.
+    pub(super) behind: Behind,
     /// What this node was told that the network is.
     pub(super) told: Option<Arc<NetworkSpec>>,
+}
+
+/// The families of the VTEPs that a network's endpoints in force are behind.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Behind {
+    v4: usize,
+    v6: usize,
+}
+
+impl Behind {
+    /// The endpoint that was counted as `before` is to be counted as `now`.
+    pub(super) fn count(&mut self, before: Option<Family>, now: Option<Family>) {
+        if let Some(family) = before {
+            *self.of(family) -= 1;
+        }
+        if let Some(family) = now {
+            *self.of(family) += 1;
+        }
+    }
+
+    const fn of(&mut self, family: Family) -> &mut usize {
+        match family {
+            Family::V4 => &mut self.v4,
+            Family::V6 => &mut self.v6,
+        }
+    }
+
+    /// Whether they are of both families: no one VXLAN device reaches them all.
+    pub(super) const fn is_mixed(self) -> bool {
+        self.v4 > 0 && self.v6 > 0
+    }
+}
+
+/// The family of a VTEP address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Family {
+    V4,
+    V6,
+}
+
+impl From<IpAddr> for Family {
+    fn from(vtep: IpAddr) -> Self {
+        if vtep.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
 }
 
 /// A node that has a record, or endpoints that wait for one.
@@ -51,6 +97,8 @@ pub(super) struct NodeState {
 pub(super) struct EndpointState {
     pub(super) held: Held<EndpointValue>,
     pub(super) standing: Standing,
+    /// As what its network counts it in [`NetworkState::behind`].
+    pub(super) behind: Option<Family>,
 }
 
 #[derive(Debug, PartialEq, Eq)]

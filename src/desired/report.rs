@@ -19,6 +19,8 @@ pub enum BlockedReason {
     Unsupported,
     /// The underlay leaves it less than the least MTU.
     Mtu,
+    /// Its endpoints are behind VTEPs of both families, and a VXLAN device is of one.
+    MixedUnderlay,
 }
 
 impl BlockedReason {
@@ -27,6 +29,7 @@ impl BlockedReason {
         match self {
             Self::Unsupported => "unsupported",
             Self::Mtu => "mtu",
+            Self::MixedUnderlay => "mixed_underlay",
         }
     }
 }
@@ -53,6 +56,20 @@ pub struct Blocked {
     pub reason: BlockedReason,
 }
 
+/// A network on this node whose own `mtu` and the encapsulation are more than the underlay carries. It is made as asked: the
+/// kernel sends its largest frames in fragments, which are slow and may be dropped on the way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Excess {
+    /// The network.
+    pub key: Key,
+    /// What it asks for, in bytes.
+    pub mtu: u32,
+    /// What VXLAN adds.
+    pub overhead: u32,
+    /// The underlay link's MTU.
+    pub underlay: u32,
+}
+
 /// How many records stand how.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
@@ -70,6 +87,8 @@ pub struct Counts {
     pub rejected: BTreeMap<Reason, usize>,
     /// Blocked networks, and blocked endpoints of this node, by reason.
     pub blocked: BTreeMap<BlockedReason, usize>,
+    /// Networks on this node whose `mtu` does not fit the underlay.
+    pub excesses: usize,
 }
 
 impl Store {
@@ -96,6 +115,7 @@ impl Store {
             endpoints: self.endpoints,
             pending: self.pending + self.docker.pending(),
             conflicts: self.losers.len(),
+            excesses: self.excesses().count(),
             ..Counts::default()
         };
         for rejected in self.bad.values().map(|(_, rejected)| rejected).chain(self.misfits.values()) {
@@ -165,7 +185,7 @@ impl Store {
     pub fn blocked(&self) -> impl Iterator<Item = Blocked> {
         let networks = self.networks.values().filter(|state| state.in_force).filter_map(|state| {
             let held = state.record.as_ref()?;
-            let reason = self.blocked_network(&held.value)?;
+            let reason = self.blocked_network(state)?;
             Some(Blocked { key: (*held.rank.key).clone(), reason })
         });
         let own = self.nodes.get(&self.config.node).into_iter().flat_map(|state| &state.endpoints);
@@ -173,10 +193,16 @@ impl Store {
             let Key::Endpoint { network, id } = &**key else { return None };
             let endpoint = self.networks.get(network)?.endpoints.get(id)?;
             let inner = endpoint.held.value.inner.as_ref()?;
-            let blocked = inner.netns == Netns::Host && endpoint.standing.is_in_force();
+            let refused = inner.netns == Netns::Host && !self.config.host_endpoints;
+            let blocked = refused && endpoint.standing.is_in_force();
             blocked.then(|| Blocked { key: (*endpoint.held.rank.key).clone(), reason: BlockedReason::Unsupported })
         });
         networks.chain(endpoints)
+    }
+
+    /// Networks on this node whose own `mtu` does not fit the underlay.
+    pub fn excesses(&self) -> impl Iterator<Item = Excess> {
+        self.networks.values().filter_map(|state| self.excess_of(state))
     }
 
     fn conflict(&self, claims: &Claims, rank: &Rank, asked: &[Claim]) -> Option<Conflict> {

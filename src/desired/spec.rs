@@ -2,7 +2,7 @@ use std::{collections::BTreeSet, net::IpAddr, path::PathBuf, sync::Arc};
 
 use ipnet::IpNet;
 
-use crate::model::{EndpointId, Mac, Name, Route, Vni};
+use crate::model::{EndpointId, Mac, Name, Netns, Route, Vni};
 
 /// The VXLAN device of a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,8 +55,8 @@ pub struct LocalEndpoint {
     pub mac: Mac,
     /// Its addresses with the prefix lengths of their subnets.
     pub addresses: Vec<IpNet>,
-    /// Path of its network namespace.
-    pub netns: PathBuf,
+    /// Its network namespace.
+    pub netns: Netns,
     /// Name of the interface in there.
     pub ifname: String,
     /// Its routes, at most one to a destination, in their order.

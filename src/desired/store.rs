@@ -30,7 +30,9 @@ pub struct StoreConfig {
     pub node: Name,
     /// This node's VTEP address; `None` takes it from the node's record.
     pub vtep: Option<IpAddr>,
-    /// MTU of the underlay link in bytes.
+    /// Whether endpoints of this node may be in the host's own namespace.
+    pub host_endpoints: bool,
+    /// MTU of the underlay link in bytes, until [`Store::set_underlay_mtu`] says otherwise.
     pub underlay_mtu: u32,
 }
 

@@ -14,7 +14,14 @@ fn id(node: &str, endpoint: &str) -> EndpointId {
 
 fn new_store() -> Store {
     let vtep = Some("192.168.0.1".parse().unwrap());
-    Store::new(StoreConfig { prefix: "/p".into(), docker_prefix: None, node: name("a"), vtep, underlay_mtu: 1500 })
+    Store::new(StoreConfig {
+        prefix: "/p".into(),
+        docker_prefix: None,
+        node: name("a"),
+        vtep,
+        host_endpoints: false,
+        underlay_mtu: 1500,
+    })
 }
 
 fn kv(key: &str, value: &str, revision: i64) -> Kv {
@@ -193,8 +200,14 @@ fn two_nodes_may_swap_their_vteps_in_one_revision() {
 
 #[test]
 fn without_a_configured_vtep_this_nodes_record_counts() {
-    let config =
-        StoreConfig { prefix: "/p".into(), docker_prefix: None, node: name("a"), vtep: None, underlay_mtu: 1500 };
+    let config = StoreConfig {
+        prefix: "/p".into(),
+        docker_prefix: None,
+        node: name("a"),
+        vtep: None,
+        host_endpoints: false,
+        underlay_mtu: 1500,
+    };
     let mut store = Store::new(config);
     assert!(store.snapshot(3, vec![kv("networks/n", NET, 1), kv("endpoints/n/a/e", &ip(2), 2)]).is_empty());
     let updates = store.changes(4, vec![put("nodes/a", r#"{"vtep":"fd00::1"}"#, 4, 4)]);
@@ -228,6 +241,53 @@ fn flooding_asked_for_or_given_up_changes_the_networks_spec_and_no_endpoint() {
 }
 
 #[test]
+fn a_network_behind_vteps_of_both_families_is_blocked_until_the_last_endpoint_behind_the_odd_one_goes() {
+    let (mut store, _) = two_nodes();
+    let odd = put("nodes/c", r#"{"vtep":"fd00:1::3"}"#, 11, 11);
+    assert!(store.changes(11, vec![odd]).is_empty(), "a node without endpoints in the network is no matter");
+    let updates = store.changes(12, vec![put("endpoints/n/c/e3", &ip(4), 12, 12)]);
+    assert_eq!(updates["n"].spec, Some(None));
+    let blocked: Vec<_> = store.blocked().map(|blocked| (blocked.key.to_string(), blocked.reason)).collect();
+    assert_eq!(blocked, [("networks/n".to_owned(), BlockedReason::MixedUnderlay)]);
+    assert!(store.changes(13, vec![put("endpoints/n/c/e4", &ip(5), 13, 13)]).is_empty());
+    assert!(store.changes(14, vec![delete("endpoints/n/c/e3", 14)]).is_empty());
+    let updates = store.changes(15, vec![delete("endpoints/n/c/e4", 15)]);
+    assert!(matches!(updates["n"].spec, Some(Some(_))));
+    assert_eq!(updates["n"].endpoints.len(), 2, "told whole");
+    assert!(store.counts().blocked.is_empty());
+}
+
+#[test]
+fn a_node_that_moves_to_the_other_family_blocks_its_networks_and_frees_them_when_it_comes_back() {
+    let (mut store, _) = two_nodes();
+    let updates = store.changes(11, vec![put("nodes/b", r#"{"vtep":"fd00:1::2"}"#, 1, 11)]);
+    assert_eq!(updates["n"].spec, Some(None));
+    let updates = store.changes(12, vec![put("nodes/b", r#"{"vtep":"192.168.0.9"}"#, 1, 12)]);
+    assert_eq!(updates["n"].endpoints.len(), 2);
+}
+
+#[test]
+fn networks_follow_the_underlays_mtu_unless_they_say_their_own() {
+    let (mut store, _) = two_nodes();
+    let own = r#"{"subnets":[{"cidr":"10.1.0.0/24","vni":7}],"mtu":1450}"#;
+    let m = |last: u8| format!(r#"{{"ip":["10.1.0.{last}"]}}"#);
+    store.changes(11, vec![put("networks/m", own, 11, 11), put("endpoints/m/a/e", &m(2), 11, 11)]);
+    assert_eq!(store.counts().excesses, 0);
+    let updates = store.set_underlay_mtu(1400);
+    assert_eq!(updates.keys().map(Name::as_str).collect::<Vec<_>>(), ["n"]);
+    let update = &updates["n"];
+    assert!(update.endpoints.is_empty());
+    assert_eq!(update.spec.as_ref().unwrap().as_ref().unwrap().segments[0].mtu, 1350);
+    let key = crate::schema::Key::Network(name("m"));
+    assert_eq!(store.excesses().collect::<Vec<_>>(), [Excess { key, mtu: 1450, overhead: 50, underlay: 1400 }]);
+    assert!(store.set_underlay_mtu(1400).is_empty(), "the same again is no news");
+    assert_eq!(store.set_underlay_mtu(100)["n"].spec, Some(None), "below the least MTU it is blocked");
+    assert_eq!(store.counts().blocked[&BlockedReason::Mtu], 1);
+    assert_eq!(store.set_underlay_mtu(9000)["n"].endpoints.len(), 2);
+    assert_eq!((store.counts().excesses, store.counts().blocked.len()), (0, 0));
+}
+
+#[test]
 fn an_endpoint_in_the_hosts_namespace_is_blocked_here_and_remote_elsewhere() {
     let (mut store, _) = two_nodes();
     let host = |last: u8| format!(r#"{{"ip":["10.0.0.{last}"],"netns":"host","ifname":"ov0"}}"#);
@@ -236,6 +296,17 @@ fn an_endpoint_in_the_hosts_namespace_is_blocked_here_and_remote_elsewhere() {
     assert!(matches!(&updates["n"].endpoints[..], [(only, Some(_))] if *only == id("b", "h")));
     let blocked: Vec<String> = store.blocked().map(|blocked| blocked.key.to_string()).collect();
     assert_eq!(blocked, ["endpoints/n/a/h"]);
+}
+
+#[test]
+fn where_it_is_allowed_an_endpoint_in_the_hosts_namespace_is_wired_up() {
+    let (mut store, _) = two_nodes();
+    store.config.host_endpoints = true;
+    let host = r#"{"ip":["10.0.0.7"],"netns":"host","ifname":"ov0"}"#;
+    let updates = store.changes(11, vec![put("endpoints/n/a/h", host, 11, 11)]);
+    let [(_, Some(EndpointSpec::Local(local)))] = &updates["n"].endpoints[..] else { panic!("{updates:?}") };
+    assert_eq!((&local.netns, local.ifname.as_str()), (&crate::model::Netns::Host, "ov0"));
+    assert!(store.counts().blocked.is_empty());
 }
 
 #[test]

@@ -12,7 +12,7 @@ use super::{
     time::Time,
     unread::ReadCause,
 };
-use crate::model::EndpointId;
+use crate::model::{EndpointId, Netns};
 
 /// A file at a path may be a namespace that is not mounted yet: it is looked at again after 1, 2, 4 … 256 ms.
 const LOOKS: u32 = 10;
@@ -129,12 +129,14 @@ impl Network {
     ) {
         let inner = LinkId::Inner(id.clone());
         let outer = self.links.observed_of(&LinkId::Outer(id.clone()));
+        let on_host = self.locals.get(id).is_some_and(|local| local.spec.netns == Netns::Host);
         // With the other end in sight, the pair itself says which link it is; without it, only our mark does.
         let is_ours = |link: &Link| match (&link.kind, outer.map(|outer| (outer.ifindex, &outer.kind))) {
             (LinkKind::Veth { peer, .. }, Some((outer, LinkKind::Veth { peer: back, peer_nsid }))) => {
                 *peer == Some(outer) && *back == Some(link.ifindex) && *peer_nsid == nsid
             }
-            (LinkKind::Veth { .. }, None) => link.group == self.config.group,
+            // On the host another agent's links may carry the same group.
+            (LinkKind::Veth { .. }, None) => !on_host && link.group == self.config.group,
             _ => false,
         };
         match link.filter(|(link, _)| is_ours(link)) {

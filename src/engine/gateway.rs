@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     desired::{EndpointSpec, LocalEndpoint, OutsideConfig, OutsideEndpoint, Update},
-    model::{EndpointId, Mac, Route, Vni},
+    model::{EndpointId, Mac, Netns, Route, Vni},
     retry::{Retry, stable_hash},
 };
 
@@ -148,7 +148,7 @@ impl Gateway {
             vni: Vni::GATEWAY,
             mac: Mac::from_ip(address.into()),
             addresses: v4.into_iter().chain(v6.map(IpNet::V6)).collect(),
-            netns,
+            netns: Netns::Path(netns),
             ifname,
             routes: defaults.collect(),
             outside: false,

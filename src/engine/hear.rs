@@ -11,7 +11,7 @@ use super::{
     time::Time,
     unread::ReadCause,
 };
-use crate::model::Mac;
+use crate::model::{EndpointId, Mac, Netns};
 
 impl Network {
     /// Takes an event.
@@ -37,9 +37,11 @@ impl Network {
             Event::FdbGone(row) => self.hear_fdb(&row, false),
             Event::Neighbour(row) => self.hear_neighbour(&row, true),
             Event::NeighbourGone(row) => self.hear_neighbour(&row, false),
-            Event::Inner { nsid } => {
+            Event::Inner { nsid, ifindex } => {
                 for id in self.locals_at(nsid) {
-                    self.unread.inner(id, ReadCause::Foreign);
+                    if self.may_concern(&id, ifindex) {
+                        self.unread.inner(id, ReadCause::Foreign);
+                    }
                 }
             }
             Event::Path(path) => {
@@ -67,6 +69,14 @@ impl Network {
         if !self.unread.is_empty() {
             self.drift.signed(now);
         }
+    }
+
+    /// Whether what happened to a link in an endpoint's namespace may concern its interface. The host has many other links, which
+    /// may change all the time.
+    fn may_concern(&self, id: &EndpointId, ifindex: Option<u32>) -> bool {
+        let on_host = self.locals.get(id).is_some_and(|local| local.spec.netns == Netns::Host);
+        let own = self.links.observed_of(&LinkId::Inner(id.clone())).map(|link| link.ifindex);
+        !on_host || own.is_none() || ifindex.is_none() || ifindex == own
     }
 
     fn hear_fdb(&mut self, row: &FdbRow, present: bool) {

@@ -1,10 +1,10 @@
 //! What the kernel holds, in the kernel's own terms, as the engine sees it.
 
-use std::{net::IpAddr, path::PathBuf};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::model::Mac;
+use crate::model::{Mac, Netns};
 
 /// `NDA_PROTOCOL` of our neighbour entries: who made them, readable with `ip -d neigh` (a number without a name in `rt_protos`).
 pub const NEIGHBOUR_PROTOCOL: u8 = 0x76;
@@ -151,8 +151,8 @@ pub struct Neighbour {
 /// Where the container's end of a local endpoint is, or is to be.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct InnerAt {
-    /// Path of the endpoint's namespace.
-    pub netns: PathBuf,
+    /// The endpoint's namespace.
+    pub netns: Netns,
     /// Name of the interface in there.
     pub ifname: String,
     /// Its index, when the other end has told it.

@@ -13,7 +13,6 @@ use super::{
     time::Time,
     want::{KindWant, LinkWant},
 };
-use crate::model::EndpointId;
 
 /// At most so many operations are sent before events are looked at again (also the limit of one send).
 const BATCH: usize = 256;
@@ -127,7 +126,8 @@ impl Network {
             LinkId::Inner(endpoint) => {
                 let lone = self.links.observed_of(&LinkId::Outer(endpoint.clone())).is_none();
                 // An end of ours whose other end was taken away holds the name that the new pair needs.
-                lone.then(|| Op::DeleteLink { place: self.inner_place(endpoint), ifindex: link.ifindex })
+                let place = self.place_of(id).filter(|_| lone)?;
+                Some(Op::DeleteLink { place, ifindex: link.ifindex })
             }
             _ => (!want.same_device(link)).then_some(Op::DeleteLink { place: Place::Overlay, ifindex: link.ifindex }),
         }
@@ -230,21 +230,14 @@ impl Network {
             }
             _ => {}
         }
-        let place = match id {
-            LinkId::Inner(endpoint) => self.inner_place(endpoint),
-            _ => Place::Overlay,
-        };
+        let place = self.place_of(id)?;
         (change != LinkChange::default()).then_some(Op::SetLink { place, ifindex: link.ifindex, change })
     }
 
-    fn inner_place(&self, endpoint: &EndpointId) -> Place {
-        Place::Inner(self.locals.get(endpoint).map(|local| local.spec.netns.clone()).unwrap_or_default())
-    }
-
-    fn place_of(&self, id: &LinkId) -> Place {
+    fn place_of(&self, id: &LinkId) -> Option<Place> {
         match id {
-            LinkId::Inner(endpoint) => self.inner_place(endpoint),
-            _ => Place::Overlay,
+            LinkId::Inner(endpoint) => self.locals.get(endpoint).map(|local| Place::Inner(local.spec.netns.clone())),
+            _ => Some(Place::Overlay),
         }
     }
 
@@ -258,7 +251,8 @@ impl Network {
             let (id, net) = key;
             let Some(link) = self.links.observed_of(id) else { continue };
             let Some(sides) = self.addresses.get(key) else { continue };
-            let (place, ifindex, net) = (self.place_of(id), link.ifindex, *net);
+            let Some(place) = self.place_of(id) else { continue };
+            let (ifindex, net) = (link.ifindex, *net);
             let key = Key::Address(id.clone(), net);
             if sides.desired.is_some() {
                 let op = Op::AddAddress { place, ifindex, net };

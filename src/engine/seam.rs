@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use thiserror::Error;
 
 use super::object::{Address, FdbRow, InnerAt, InnerState, Link, Neighbour, NetnsState};
-use crate::model::Mac;
+use crate::model::{Mac, Netns};
 
 /// A network's kernel: its overlay namespace, and through it the ends in its endpoints' namespaces.
 ///
@@ -106,6 +106,8 @@ pub enum Event {
     Inner {
         /// `NETLINK_LISTEN_ALL_NSID`'s identifier.
         nsid: i32,
+        /// The link that it happened to or is of; `None` where that was not told.
+        ifindex: Option<u32>,
     },
     /// Something appeared at, or vanished from, this path below a namespace root.
     Path(PathBuf),
@@ -120,8 +122,8 @@ pub enum Event {
 pub enum Place {
     /// The overlay namespace.
     Overlay,
-    /// The endpoint's namespace at this path.
-    Inner(PathBuf),
+    /// An endpoint's namespace.
+    Inner(Netns),
 }
 
 /// A link to be made, down. `name` is free in its namespace, or the operation fails with [`FailureKind::Exists`].

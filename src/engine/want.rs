@@ -97,7 +97,10 @@ impl LinkWant {
                 true
             }
             (KindWant::Vxlan { vni, tunnel, .. }, LinkKind::Vxlan(vxlan)) => {
-                vxlan.vni == vni.get() && vxlan.port == tunnel.port && vxlan.proxy != tunnel.flood
+                // The family of its source address is a device's for good, and IPv4 where it has none (vxlan_nl2conf).
+                let family = vxlan.local.is_none_or(|local| local.is_ipv4()) == tunnel.local.is_ipv4();
+                let same = vxlan.vni == vni.get() && vxlan.port == tunnel.port && vxlan.proxy != tunnel.flood;
+                same && family
             }
             (KindWant::Inner { outer }, LinkKind::Veth { peer, .. }) => outer.is_some() && outer == peer,
             _ => false,
@@ -330,7 +333,9 @@ impl Network {
             _ => {
                 self.forget_local(id);
                 self.by_outer_name.insert(self.outer_name_of(id), id.clone());
-                self.by_path.entry(spec.netns.clone()).or_default().insert(id.clone());
+                if let Some(path) = spec.netns.path() {
+                    self.by_path.entry(path.to_owned()).or_default().insert(id.clone());
+                }
                 self.locals.insert(id.clone(), Local::new(spec.clone()));
             }
         }
@@ -339,10 +344,12 @@ impl Network {
 
     fn forget_local(&mut self, id: &EndpointId) {
         if let Some(local) = self.locals.remove(id) {
-            if let Some(at_path) = self.by_path.get_mut(&local.spec.netns) {
+            if let Some(path) = local.spec.netns.path()
+                && let Some(at_path) = self.by_path.get_mut(path)
+            {
                 at_path.remove(id);
                 if at_path.is_empty() {
-                    self.by_path.remove(&local.spec.netns);
+                    self.by_path.remove(path);
                 }
             }
             self.unread.inner.remove(id);

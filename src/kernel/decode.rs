@@ -12,10 +12,11 @@ use crate::{
     model::Mac,
 };
 
-/// `struct ifinfomsg`, `struct ifaddrmsg`, `struct ndmsg`, `struct rtgenmsg` (aligned): the fixed header before the attributes.
+/// `struct ifinfomsg`, `struct ifaddrmsg`, `struct ndmsg`, `struct rtmsg`, `struct rtgenmsg` (aligned): the fixed header before the attributes.
 const IFINFOMSG: usize = 16;
 const IFADDRMSG: usize = 8;
 const NDMSG: usize = 12;
+const RTMSG: usize = 12;
 const RTGENMSG: usize = 4;
 
 // include/uapi/linux/if_link.h
@@ -218,6 +219,11 @@ fn fdb_row(ifindex: u32, state: u16, flags: u8, list: &[u8]) -> Option<FdbRow> {
 /// Index of the link in an address message.
 pub(super) fn address_ifindex(body: &[u8]) -> Option<u32> {
     u32_at(body, 4)
+}
+
+/// Index of the link that a route leads out of, where it is one (`RTA_OIF`).
+pub(super) fn route_ifindex(body: &[u8]) -> Option<u32> {
+    attribute(body.get(RTMSG..)?, libc::RTA_OIF).and_then(|value| u32_at(value, 0))
 }
 
 /// The namespace identifier in the answer to `RTM_GETNSID`; -1 there stands for none.

@@ -19,6 +19,7 @@ use super::{
     netns::{self, Held},
     socket::RouteSocket,
 };
+use crate::model::Netns;
 
 /// What an endpoint's path leads to.
 #[derive(Debug)]
@@ -31,8 +32,16 @@ pub(super) enum Opened {
     Netns(Held, RouteSocket),
 }
 
+/// Opens an endpoint's namespace. The host's own is that of the calling thread.
+pub(super) fn open_netns(roots: &[PathBuf], netns: &Netns) -> Result<Opened, Error> {
+    match netns {
+        Netns::Path(path) => open_beneath(roots, path),
+        Netns::Host => Ok(Opened::Netns(netns::hold_own()?, RouteSocket::open()?)),
+    }
+}
+
 /// Opens the namespace at `path` if it lies beneath one of `roots`, and is neither the host's own nor an overlay namespace.
-pub(super) fn open_beneath(roots: &[PathBuf], path: &Path) -> Result<Opened, Error> {
+fn open_beneath(roots: &[PathBuf], path: &Path) -> Result<Opened, Error> {
     let Some((root, rest)) = roots.iter().find_map(|root| Some((root, beneath(root, path)?))) else {
         return Ok(Opened::Refused(format!("{} is not beneath an allowed root", path.display())));
     };

@@ -6,6 +6,7 @@
 mod decode;
 mod encode;
 mod error;
+mod host;
 mod inner;
 mod monitor;
 mod netns;
@@ -28,8 +29,9 @@ use crate::{
     model::Name,
 };
 
+pub use host::{HostEvent, HostMonitor};
 pub use netns::{DEFAULT_DIR as DEFAULT_NETNS_DIR, Owned, file_name as netns_file_name, mark as netns_mark, owned};
-pub use underlay::{mtu_of, source_towards};
+pub use underlay::{UnderlayLink, source_towards, underlay_link};
 
 /// Which network's kernel, and where its namespaces may be.
 #[derive(Clone, Debug)]
@@ -166,7 +168,7 @@ impl NetworkKernel {
         if let Some(overlay) = &self.overlay {
             return Ok(overlay.netns.id);
         }
-        let held = netns::own_held()?;
+        let held = netns::hold_own()?;
         let id = held.id;
         self.set_overlay(Some(Overlay::open(held)?));
         Ok(id)

@@ -26,10 +26,10 @@ const BUFFER: usize = 8 << 20;
 /// The most datagrams read in one go, so that a storm elsewhere does not keep its reader from everything else.
 const MOST: usize = 16 << 10;
 
-const LINK: u32 = libc::RTNLGRP_LINK;
+pub(super) const LINK: u32 = libc::RTNLGRP_LINK;
 const NEIGH: u32 = libc::RTNLGRP_NEIGH;
-const IPV4_IFADDR: u32 = libc::RTNLGRP_IPV4_IFADDR;
-const IPV6_IFADDR: u32 = libc::RTNLGRP_IPV6_IFADDR;
+pub(super) const IPV4_IFADDR: u32 = libc::RTNLGRP_IPV4_IFADDR;
+pub(super) const IPV6_IFADDR: u32 = libc::RTNLGRP_IPV6_IFADDR;
 const IPV4_ROUTE: u32 = libc::RTNLGRP_IPV4_ROUTE;
 const IPV6_ROUTE: u32 = libc::RTNLGRP_IPV6_ROUTE;
 
@@ -82,27 +82,10 @@ impl Monitor {
     }
 
     fn drain_overlay(&self, port: u32, drained: &mut Drained) {
-        let mut buffer = Vec::with_capacity(64 << 10);
-        let mut overrun = false;
-        let mut read = 0;
-        while read < MOST || (drained.events.is_empty() && drained.ports.is_empty()) {
-            buffer.clear();
-            match self.overlay.recv_from(&mut buffer, libc::MSG_DONTWAIT | libc::MSG_TRUNC) {
-                Ok((length, sender)) => {
-                    read += 1;
-                    // A notification too long for the buffer is one that was not heard.
-                    overrun |= length > buffer.len();
-                    if sender.port_number() == 0 {
-                        wire::messages(&buffer).for_each(|message| heard(&message, port, drained));
-                    }
-                }
-                Err(error) => match error.raw_os_error() {
-                    Some(libc::EINTR) => {}
-                    Some(libc::ENOBUFS) => overrun = true,
-                    _ => break,
-                },
-            }
-        }
+        let overrun = drain(&self.overlay, |datagram| {
+            wire::messages(datagram).for_each(|message| heard(&message, port, drained));
+            !drained.events.is_empty() || !drained.ports.is_empty()
+        });
         if overrun {
             drained.events.push(Event::Overrun);
         }
@@ -123,21 +106,53 @@ impl Monitor {
                     // The overlay's own notifications come without an identifier.
                     let from_kernel = received.address.is_none_or(|sender| sender.pid() == 0);
                     let nsid = received.cmsgs().ok().and_then(|mut list| list.find_map(|one| nsid_of(&one)));
-                    changed.extend(nsid.filter(|_| from_kernel));
+                    let length = received.bytes;
+                    if let Some(nsid) = nsid.filter(|_| from_kernel) {
+                        let datagram = buffer.get(..length).unwrap_or_default();
+                        changed.extend(wire::messages(datagram).map(|message| (nsid, link_of(&message))));
+                    }
                 }
                 Err(Errno::EINTR) => {}
                 Err(Errno::ENOBUFS) => overrun = true,
                 Err(_) => break,
             }
         }
-        drained.events.extend(changed.into_iter().map(|nsid| Event::Inner { nsid }));
+        drained.events.extend(changed.into_iter().map(|(nsid, ifindex)| Event::Inner { nsid, ifindex }));
         if overrun {
             drained.events.push(Event::InnerOverrun);
         }
     }
 }
 
-fn subscribe(groups: &[u32], all_nsid: bool) -> std::io::Result<(Socket, bool)> {
+/// Hands each of the kernel's datagrams on until there is none left, without waiting, or there were many and something came of
+/// them, which `each` says. Returns whether some were lost.
+pub(super) fn drain(socket: &Socket, mut each: impl FnMut(&[u8]) -> bool) -> bool {
+    let mut buffer = Vec::with_capacity(64 << 10);
+    let (mut lost, mut found) = (false, false);
+    let mut read = 0;
+    while read < MOST || !found {
+        buffer.clear();
+        match socket.recv_from(&mut buffer, libc::MSG_DONTWAIT | libc::MSG_TRUNC) {
+            Ok((length, sender)) => {
+                read += 1;
+                // A notification too long for the buffer is one that was not heard.
+                lost |= length > buffer.len();
+                if sender.port_number() == 0 {
+                    found |= each(&buffer);
+                }
+            }
+            Err(error) => match error.raw_os_error() {
+                Some(libc::EINTR) => {}
+                Some(libc::ENOBUFS) => lost = true,
+                _ => break,
+            },
+        }
+    }
+    lost
+}
+
+/// A socket of the calling thread's namespace that hears these groups, and whether its buffer is as large as asked for.
+pub(super) fn subscribe(groups: &[u32], all_nsid: bool) -> std::io::Result<(Socket, bool)> {
     let mut socket = Socket::new(NETLINK_ROUTE)?;
     socket.set_non_blocking(true)?;
     let full_buffer = raise_buffer(&socket, BUFFER)?;
@@ -149,6 +164,16 @@ fn subscribe(groups: &[u32], all_nsid: bool) -> std::io::Result<(Socket, bool)> 
         socket.add_membership(*group)?;
     }
     Ok((socket, full_buffer))
+}
+
+/// The link that a notification is about.
+fn link_of(message: &Message<'_>) -> Option<u32> {
+    match message.kind {
+        libc::RTM_NEWLINK | libc::RTM_DELLINK => decode::link_head(message.body).map(|(_, ifindex)| ifindex),
+        libc::RTM_NEWADDR | libc::RTM_DELADDR => decode::address_ifindex(message.body),
+        libc::RTM_NEWROUTE | libc::RTM_DELROUTE => decode::route_ifindex(message.body),
+        _ => None,
+    }
 }
 
 /// The namespace identifier that comes beside a message.

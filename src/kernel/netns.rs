@@ -92,7 +92,7 @@ pub(super) fn own() -> Result<NetnsId, Error> {
 }
 
 /// The namespace of the calling thread, held open.
-pub(super) fn own_held() -> Result<Held, Error> {
+pub(super) fn hold_own() -> Result<Held, Error> {
     let path = "/proc/thread-self/ns/net";
     Held::new(fs::File::open(path).because(|| format!("open {path}"))?.into())
 }

@@ -1,10 +1,7 @@
 //! Operations. Consecutive ones on rows go in batches; links and addresses go one by one, since what they need is opened for
 //! them and closed again.
 
-use std::{
-    os::fd::AsFd as _,
-    path::{Path, PathBuf},
-};
+use std::os::fd::AsFd as _;
 
 use nix::errno::Errno;
 
@@ -16,7 +13,10 @@ use super::{
     reclaim::{self, Lost},
     socket::{MOST_MESSAGES, Request, RouteSocket},
 };
-use crate::engine::{Failure, LinkChange, LinkRef, NewLink, Op, Place};
+use crate::{
+    engine::{Failure, LinkChange, LinkRef, NewLink, Op, Place},
+    model::Netns,
+};
 
 /// Applies operations in their order.
 pub(super) fn apply(kernel: &mut NetworkKernel, ops: &[Op]) -> Vec<Result<(), Failure>> {
@@ -44,7 +44,7 @@ struct Run<'a> {
     kernel: &'a mut NetworkKernel,
     batch: Vec<Request>,
     /// The endpoint's namespace that the last operation was in.
-    inner: Option<(PathBuf, Held, RouteSocket)>,
+    inner: Option<(Netns, Held, RouteSocket)>,
     results: Vec<Result<(), Error>>,
 }
 
@@ -99,18 +99,16 @@ impl Run<'_> {
     fn socket(&mut self, place: &Place) -> Result<&mut RouteSocket, Error> {
         match place {
             Place::Overlay => Ok(&mut self.kernel.overlay()?.socket),
-            Place::Inner(path) => self.inner(path).map(|(_, socket)| socket),
+            Place::Inner(netns) => self.inner(netns).map(|(_, socket)| socket),
         }
     }
 
-    fn inner(&mut self, path: &Path) -> Result<(&Held, &mut RouteSocket), Error> {
-        if self.inner.as_ref().is_none_or(|(open, _, _)| open != path) {
+    fn inner(&mut self, netns: &Netns) -> Result<(&Held, &mut RouteSocket), Error> {
+        if self.inner.as_ref().is_none_or(|(open, _, _)| open != netns) {
             self.inner = None;
-            match inner::open_beneath(&self.kernel.config.netns_roots, path)? {
-                Opened::Netns(held, socket) => self.inner = Some((path.to_owned(), held, socket)),
-                Opened::NoNetns => {
-                    return Err(Error::new(Errno::ENOENT, format!("no network namespace at {}", path.display())));
-                }
+            match inner::open_netns(&self.kernel.config.netns_roots, netns)? {
+                Opened::Netns(held, socket) => self.inner = Some((netns.clone(), held, socket)),
+                Opened::NoNetns => return Err(Error::new(Errno::ENOENT, format!("no network namespace at {netns}"))),
                 Opened::Refused(reason) => return Err(Error::new(Errno::EINVAL, reason)),
             }
         }

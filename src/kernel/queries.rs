@@ -52,7 +52,7 @@ fn addresses(socket: &mut RouteSocket, ifindex: Option<u32>) -> Result<Vec<Addre
 
 /// The container's end of an endpoint.
 pub(super) fn inner(overlay: Option<&mut Overlay>, roots: &[PathBuf], at: &InnerAt) -> Result<Answer, Error> {
-    Ok(Answer::Inner(match inner::open_beneath(roots, &at.netns)? {
+    Ok(Answer::Inner(match inner::open_netns(roots, &at.netns)? {
         Opened::NoNetns => InnerState::NoNetns,
         Opened::Refused(reason) => InnerState::Refused(reason),
         Opened::Netns(held, mut socket) => {

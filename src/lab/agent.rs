@@ -29,6 +29,8 @@ pub struct AgentOptions {
     pub resync: Duration,
     /// The level of its log.
     pub log_level: String,
+    /// Whether it is told its VTEP address, the host's; else it finds it in the store, or by the route to it.
+    pub vtep: bool,
     /// Further arguments.
     pub arguments: Vec<String>,
 }
@@ -43,6 +45,7 @@ impl AgentOptions {
             port: 9474,
             resync: Duration::from_secs(60),
             log_level: "debug".to_owned(),
+            vtep: true,
             arguments: Vec::new(),
         }
     }
@@ -66,7 +69,10 @@ impl AgentOptions {
             ("--log-level", self.log_level.clone()),
         ];
         // What is said twice would be refused: an argument of the caller's own replaces ours.
-        for (name, value) in options.into_iter().filter(|(name, _)| !self.arguments.iter().any(|a| a == name)) {
+        for (name, value) in options
+            .into_iter()
+            .filter(|(name, _)| !self.arguments.iter().any(|a| a == name) && (self.vtep || *name != "--vtep"))
+        {
             line.extend([name.to_owned(), value]);
         }
         if self.instance != "default" {

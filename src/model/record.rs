@@ -1,4 +1,9 @@
-use std::{collections::BTreeMap, fmt, net::IpAddr, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
 
 use ipnet::IpNet;
 
@@ -55,6 +60,38 @@ pub enum Netns {
     Path(PathBuf),
     /// The host's own.
     Host,
+}
+
+impl Netns {
+    /// The path, where it is one.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Path(path) => Some(path),
+            Self::Host => None,
+        }
+    }
+}
+
+impl fmt::Display for Netns {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Path(path) => path.display().fmt(f),
+            Self::Host => f.write_str("host"),
+        }
+    }
+}
+
+/// Any text is a path: the host's own namespace is never meant.
+impl<'p> From<&'p str> for Netns {
+    fn from(path: &'p str) -> Self {
+        Self::Path(path.into())
+    }
+}
+
+impl From<PathBuf> for Netns {
+    fn from(path: PathBuf) -> Self {
+        Self::Path(path)
+    }
 }
 
 /// An endpoint: the record `endpoints/<network>/<node>/<endpoint>`.

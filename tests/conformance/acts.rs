@@ -11,10 +11,12 @@ use vtepd::{
 
 use super::{
     sim_kernel::Chance,
-    twins::{Role, Twin, Twins, at},
+    twins::{HOST, Role, Twin, Twins, at},
 };
 
-pub const CONTAINERS: [&str; 2] = ["a", "b"];
+pub const CONTAINERS: [&str; 3] = ["a", "b", HOST];
+/// Those that end and start again.
+pub const MORTAL: [&str; 2] = ["a", "b"];
 pub const INNER_NAMES: [&str; 3] = ["eth0", "eth1", "other"];
 const NAMES: [&str; 7] = ["br0", "br1", "vxlan1", "vxlan2", "veth1", "veth2", "other"];
 const ADDRESSES: [&str; 9] = [
@@ -57,7 +59,7 @@ fn vxlan(name: &str, vni: u32, mtu: u32, local: &str, proxy: bool) -> NewLink {
 }
 
 fn veth(name: &str, mtu: u32, container: &str, ifname: &str) -> NewLink {
-    let inner = InnerAt { netns: at(container).into(), ifname: ifname.into(), ifindex: None };
+    let inner = InnerAt { netns: at(container), ifname: ifname.into(), ifindex: None };
     let (mac, inner_mac) = (device_mac(3), device_mac(9));
     NewLink::Veth { name: name.into(), mac, mtu, group: GROUP, inner, inner_mac }
 }
@@ -69,6 +71,7 @@ pub fn devices() -> Vec<Op> {
         vxlan("vxlan1", 256, 1450, "192.168.205.10", true),
         veth("veth1", 1450, "a", "eth0"),
         veth("veth2", 1450, "b", "eth0"),
+        veth("veth3", 1450, HOST, "eth0"),
     ];
     new.into_iter().map(Op::AddLink).collect()
 }
@@ -123,7 +126,7 @@ pub enum Act {
 pub fn act(chance: &mut Chance, twins: &Twins, absent: bool) -> Act {
     let op = if absent && chance.per_mille(400) { Op::CreateNetns } else { op(chance, twins) };
     match chance.below(1000) {
-        0..4 => Act::Container(pick(chance, &CONTAINERS)),
+        0..4 => Act::Container(pick(chance, &MORTAL)),
         4..7 => Act::Deleted(op),
         7..250 if !matches!(op, Op::CreateNetns | Op::DeleteNetns) => Act::Foreign(op),
         _ => Act::Own(op),
@@ -183,7 +186,12 @@ fn new_link(chance: &mut Chance) -> NewLink {
         }
         _ => {
             let name = pick(chance, &["veth1", "veth2", "other"]);
-            veth(name, mtu, pick(chance, &["a", "b", "a", "b", "absent"]), pick(chance, &["eth0", "eth0", "eth1"]))
+            veth(
+                name,
+                mtu,
+                pick(chance, &["a", "b", "a", "b", HOST, "absent"]),
+                pick(chance, &["eth0", "eth0", "eth1"]),
+            )
         }
     }
 }

@@ -23,11 +23,13 @@ struct View<'a> {
     kernel: &'a mut dyn Kernel,
     side: Side,
     twins: &'a Twins,
+    containers: BTreeMap<i32, &'static str>,
     picture: Picture,
 }
 
 pub fn picture(kernel: &mut dyn Kernel, side: Side, twins: &Twins) -> Picture {
-    let mut view = View { kernel, side, twins, picture: Picture::new() };
+    let containers = containers(kernel);
+    let mut view = View { kernel, side, twins, containers, picture: Picture::new() };
     view.netns();
     view.links();
     for (handle, twin) in &twins.all {
@@ -87,11 +89,8 @@ impl View<'_> {
         let mut link = link.clone();
         let mut more = link.master.map(|master| format!(" of {}", self.name(master, None))).unwrap_or_default();
         if let LinkKind::Veth { peer, peer_nsid } = &mut link.kind {
-            let there = |other: &str| self.name(peer.unwrap_or_default(), Some(other));
-            let other = match container {
-                Some(_) => self.name(peer.unwrap_or_default(), None),
-                None => CONTAINERS.map(there).into_iter().collect::<Vec<_>>().join("/"),
-            };
+            let elsewhere = peer_nsid.and_then(|nsid| self.containers.get(&nsid)).copied();
+            let other = self.name(peer.unwrap_or_default(), elsewhere.filter(|_| container.is_none()));
             more += &format!(" peer {other} elsewhere {}", peer_nsid.is_some());
             (*peer, *peer_nsid) = (None, None);
         }
@@ -177,7 +176,7 @@ impl View<'_> {
         let mut known = false;
         for (ifname, ifindex) in asked {
             let asked = if ifindex.is_some() { "by index" } else { &ifname }.to_owned();
-            let at = InnerAt { netns: at(container).into(), ifname, ifindex };
+            let at = InnerAt { netns: at(container), ifname, ifindex };
             let answer = self.kernel.read(&Query::Inner(at));
             shown.push(match answer {
                 // One that has just gone, which the other queries show.
@@ -198,18 +197,21 @@ impl View<'_> {
     }
 }
 
+/// The containers by their identifier in the overlay namespace.
+fn containers(kernel: &mut dyn Kernel) -> BTreeMap<i32, &'static str> {
+    let identified = CONTAINERS.into_iter().filter_map(|container| {
+        let at = InnerAt { netns: at(container), ifname: "x".into(), ifindex: None };
+        match kernel.read(&Query::Inner(at)) {
+            Ok(Answer::Inner(InnerState::Netns { nsid: Some(nsid), .. })) => Some((nsid, container)),
+            _ => None,
+        }
+    });
+    identified.collect()
+}
+
 /// The keys of what events tell of, as far as they can be ours.
 pub fn heard(kernel: &mut dyn Kernel, side: Side, twins: &Twins) -> BTreeSet<String> {
-    let containers: BTreeMap<i32, &str> = CONTAINERS
-        .iter()
-        .filter_map(|container| {
-            let at = InnerAt { netns: at(container).into(), ifname: "x".into(), ifindex: None };
-            match kernel.read(&Query::Inner(at)) {
-                Ok(Answer::Inner(InnerState::Netns { nsid: Some(nsid), .. })) => Some((nsid, *container)),
-                _ => None,
-            }
-        })
-        .collect();
+    let containers = containers(kernel);
     let of = |ifindex: u32| name(twins, ifindex, None, side);
     let keys = kernel.events().into_iter().filter_map(|event| match event {
         Event::Link(link) => Some(format!("link {}", of(link.ifindex))),
@@ -218,7 +220,7 @@ pub fn heard(kernel: &mut dyn Kernel, side: Side, twins: &Twins) -> BTreeSet<Str
         Event::Fdb(row) | Event::FdbGone(row) if !row.kernels_own => Some(fdb_key(&row, &of(row.ifindex))),
         Event::Fdb(_) | Event::FdbGone(_) => None,
         Event::Neighbour(row) | Event::NeighbourGone(row) => Some(neighbour_key(&row, &of(row.ifindex))),
-        Event::Inner { nsid } => containers.get(&nsid).map(|container| format!("inner {container}")),
+        Event::Inner { nsid, .. } => containers.get(&nsid).map(|container| format!("inner {container}")),
         // Paths are not this kernel's to watch.
         Event::Netns | Event::Path(_) => None,
         Event::Overrun | Event::InnerOverrun => panic!("an overrun"),

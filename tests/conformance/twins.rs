@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use vtepd::engine::{
-    Answer, InnerAt, InnerState, Kernel, Link, LinkChange, LinkKind, LinkRef, NewLink, Op, Place, Query,
+use vtepd::{
+    engine::{Answer, InnerAt, InnerState, Kernel, Link, LinkChange, LinkKind, LinkRef, NewLink, Op, Place, Query},
+    model::Netns,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,8 +40,15 @@ pub struct Twins {
     pub all: BTreeMap<u32, Twin>,
 }
 
-pub fn at(container: &str) -> String {
-    format!("/run/netns/{container}")
+/// What the host's own namespace goes by here.
+pub const HOST: &str = "host";
+
+pub fn at(container: &str) -> Netns {
+    if container == HOST { Netns::Host } else { format!("/run/netns/{container}").as_str().into() }
+}
+
+pub fn path(container: &str) -> String {
+    at(container).to_string()
 }
 
 fn link(kernel: &mut dyn Kernel, name: &str) -> Link {
@@ -69,7 +77,10 @@ impl Twins {
             _ => panic!("not a pair: {link:?}"),
         };
         if let NewLink::Veth { inner, .. } = new {
-            let container = inner.netns.file_name().unwrap().to_str().unwrap().to_owned();
+            let container = match inner.netns.path() {
+                Some(path) => path.file_name().unwrap().to_str().unwrap().to_owned(),
+                None => HOST.to_owned(),
+            };
             self.add(Role::Inner, Some(container), peer(&sim), peer(&real));
         }
     }
@@ -79,7 +90,7 @@ impl Twins {
         for twin in self.all.values_mut().filter(|twin| twin.alive) {
             let there = |kernel: &mut dyn Kernel, ifindex: u32| match &twin.container {
                 Some(container) => {
-                    let at = InnerAt { netns: at(container).into(), ifname: String::new(), ifindex: Some(ifindex) };
+                    let at = InnerAt { netns: at(container), ifname: String::new(), ifindex: Some(ifindex) };
                     let answer = kernel.read(&Query::Inner(at));
                     matches!(answer, Ok(Answer::Inner(InnerState::Netns { link: Some(_), .. })))
                 }
@@ -145,6 +156,6 @@ impl Twins {
     /// Where the link of a handle is.
     pub fn place(&self, handle: u32) -> Place {
         let container = self.all.get(&handle).and_then(|twin| twin.container.as_ref());
-        container.map_or(Place::Overlay, |container| Place::Inner(at(container).into()))
+        container.map_or(Place::Overlay, |container| Place::Inner(at(container)))
     }
 }

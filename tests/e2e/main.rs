@@ -13,7 +13,9 @@ mod hostile;
 #[path = "../support/hosts.rs"]
 mod hosts;
 mod lab;
+mod on_host;
 mod random;
 mod repair;
 mod restart;
 mod seed;
+mod underlay;

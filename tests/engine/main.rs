@@ -11,6 +11,7 @@
 
 mod faults;
 mod flood;
+mod host;
 #[allow(unreachable_pub, reason = "shared by the parts of this test")]
 mod lab;
 #[allow(unreachable_pub, reason = "shared by several tests")]
@@ -268,4 +269,46 @@ fn an_event_that_lies_costs_a_look_and_nothing_else() {
     lab.network.hear(Event::FdbGone(row), Time::default());
     lab.settle();
     assert_eq!((lab.kernel.log.len(), lab.drift()), (0, vec![]));
+}
+
+/// The demo network as it is with another source address and MTU.
+fn with_underlay(local: &str, mtu: u32, revision: i64) -> Update {
+    let mut spec = lab::spec();
+    for segment in &mut spec.segments {
+        segment.tunnel.as_mut().unwrap().local = ip(local);
+        segment.mtu = mtu;
+    }
+    Update { revision, spec: Some(Some(std::sync::Arc::new(spec))), endpoints: Vec::new() }
+}
+
+#[test]
+fn another_mtu_of_the_underlay_is_set_in_place_on_every_device_and_is_no_drift() {
+    let mut lab = Lab::converged();
+    lab.want(with_underlay("192.168.205.10", 1350, 6));
+    lab.settle();
+    assert!(lab.kernel.log.iter().all(|op| matches!(op, Op::SetLink { .. })), "{:#?}", lab.kernel.log);
+    assert_eq!(lab.drift(), []);
+    let container = lab.kernel.containers.values().next().unwrap().links.values().next().unwrap();
+    let (bridge, vxlan) = (lab.kernel.link("br0").unwrap(), lab.kernel.link("vxlan1").unwrap());
+    assert_eq!([bridge.link.mtu, vxlan.link.mtu, container.link.mtu], [1350; 3]);
+    lab.quiet();
+}
+
+#[test]
+fn another_vtep_address_of_this_node_is_set_in_place_and_one_of_the_other_family_makes_the_device_anew() {
+    let mut lab = Lab::converged();
+    let vxlan = lab.index("vxlan1");
+    lab.want(with_underlay("192.168.205.20", 1450, 6));
+    lab.settle();
+    let change = LinkChange { local: Some(ip("192.168.205.20")), ..LinkChange::default() };
+    assert_eq!(lab.kernel.log, [Op::SetLink { place: Place::Overlay, ifindex: vxlan, change }]);
+    lab.forget();
+    let mut moved = with_underlay("fd00:1::10", 1450, 7);
+    moved.endpoints = (3..13).map(|n| (id("n2", &format!("e{n}")), Some(remote(n, "fd00:1::11")))).collect();
+    lab.want(moved);
+    lab.settle();
+    assert_ne!(lab.index("vxlan1"), vxlan);
+    assert_eq!(lab.kernel.link("vxlan1").unwrap().fdb.len(), 10);
+    assert_eq!(lab.drift(), []);
+    lab.quiet();
 }

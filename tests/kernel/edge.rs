@@ -57,7 +57,7 @@ pub(crate) fn veth(name: &str, netns: &str) -> NewLink {
 }
 
 pub(crate) fn inner_at(netns: &str) -> InnerAt {
-    InnerAt { netns: Path::new("/run/netns").join(netns), ifname: "eth0".to_owned(), ifindex: None }
+    InnerAt { netns: Path::new("/run/netns").join(netns).into(), ifname: "eth0".to_owned(), ifindex: None }
 }
 
 pub(crate) fn link(kernel: &mut NetworkKernel, name: &str) -> Link {

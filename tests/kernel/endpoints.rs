@@ -4,8 +4,11 @@ use std::fs;
 
 use serde_json::json as value;
 use vtepd::{
-    engine::{Address, FailureKind, InnerAt, InnerState, Kernel, LinkChange, LinkKind, Op, Place, Port},
+    engine::{
+        Address, Event, FailureKind, InnerAt, InnerState, Kernel, LinkChange, LinkKind, NewLink, Op, Place, Port,
+    },
     kernel::NetworkKernel,
+    model::Netns,
 };
 
 use crate::{
@@ -110,4 +113,37 @@ fn paths_that_are_not_an_endpoints_namespace_are_told_apart() {
     assert_eq!(kernel.apply(&[Op::AddLink(new)])[0].as_ref().unwrap_err().kind, FailureKind::Refused);
     new = veth("veth2", "none");
     assert_eq!(kernel.apply(&[Op::AddLink(new)])[0].as_ref().unwrap_err().kind, FailureKind::NotFound);
+}
+
+#[test]
+fn an_endpoint_in_the_hosts_own_namespace_is_made_read_heard_and_removed() {
+    let (mut kernel, ..) = datapath();
+    let at = InnerAt { netns: Netns::Host, ifname: "ov0".to_owned(), ifindex: None };
+    assert!(matches!(inner(&mut kernel, at.clone()), InnerState::Netns { nsid: Some(_), link: None, .. }));
+    let mut new = veth("veth2", "unused");
+    if let NewLink::Veth { inner, .. } = &mut new {
+        *inner = at.clone();
+    }
+    do_all(&mut kernel, &[Op::AddLink(new.clone())]);
+    let InnerState::Netns { nsid: Some(nsid), link: Some((ov0, _)), .. } = inner(&mut kernel, at) else { panic!() };
+    assert_eq!(json("ip -j link show ov0")[0]["address"], "02:42:0a:00:00:02");
+    let kind = LinkKind::Veth { peer: Some(ov0.ifindex), peer_nsid: Some(nsid) };
+    assert_eq!(link(&mut kernel, "veth2").kind, kind);
+    let place = Place::Inner(Netns::Host);
+    let (ifindex, net) = (ov0.ifindex, "10.0.0.2/24".parse().unwrap());
+    let up = LinkChange { up: Some(true), ..LinkChange::default() };
+    let set_up = Op::SetLink { place: place.clone(), ifindex, change: up };
+    do_all(&mut kernel, &[set_up, Op::AddAddress { place: place.clone(), ifindex, net }]);
+    assert!(run("ip addr show ov0").contains("10.0.0.2/24"));
+    let told = Event::Inner { nsid, ifindex: Some(ifindex) };
+    for change in ["addr del 10.0.0.2/24 dev ov0", "link set ov0 down", "link del ov0"] {
+        while !kernel.events().is_empty() {}
+        run(&format!("ip {change}"));
+        assert!(kernel.events().contains(&told), "{change}");
+    }
+    run("ip link add ov0 type bridge");
+    let failure = kernel.apply(&[Op::AddLink(new)]).remove(0).unwrap_err();
+    assert_eq!(failure.kind, FailureKind::Exists, "{failure}");
+    do_all(&mut kernel, &[Op::DeleteLink { place, ifindex }]);
+    assert!(run("ip -d link show ov0").contains("bridge"), "somebody else's link of that name stays");
 }

@@ -105,7 +105,8 @@ fn foreign_changes_in_an_endpoints_namespace_are_heard_without_pinning_it() {
     run("ip -n test1 addr add 10.0.0.2/24 dev eth0");
     run("ip -n test1 link set eth0 up");
     run("ip -n vtepd-demo link set veth2 up");
-    let InnerState::Netns { nsid: Some(nsid), .. } = inner(&mut kernel, inner_at("test1")) else { panic!() };
+    let state = inner(&mut kernel, inner_at("test1"));
+    let InnerState::Netns { nsid: Some(nsid), link: Some((eth0, _)), .. } = state else { panic!("{state:?}") };
     while !kernel.events().is_empty() {}
     for change in [
         "addr del 10.0.0.2/24 dev eth0",
@@ -115,13 +116,14 @@ fn foreign_changes_in_an_endpoints_namespace_are_heard_without_pinning_it() {
         "link set eth0 down",
     ] {
         run(&format!("ip -n test1 {change}"));
-        wait_for(&mut kernel, change, |event| *event == Event::Inner { nsid });
+        wait_for(&mut kernel, change, |event| *event == Event::Inner { nsid, ifindex: Some(eth0.ifindex) });
     }
     run("ip -n test1 link set eth0 up");
     run("ip -n test1 addr flush dev eth0");
     std::thread::sleep(Duration::from_millis(50));
     let events = kernel.events();
-    let heard = events.iter().filter(|event| **event == Event::Inner { nsid }).count();
+    let told = Event::Inner { nsid, ifindex: Some(eth0.ifindex) };
+    let heard = events.iter().filter(|event| **event == told).count();
     assert_eq!(heard, 1, "told once in one drain: {events:?}");
     let veth2 = link(&mut kernel, "veth2").ifindex;
     run("ip netns del test1");

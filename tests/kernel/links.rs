@@ -1,15 +1,13 @@
-//! Bridge and VXLAN device, and the underlay that they stand on.
+//! Bridge and VXLAN device.
 
 use serde_json::json as value;
-use vtepd::{
-    engine::{
-        Answer, FailureKind, Kernel, Link, LinkChange, LinkKind, LinkRef, NewLink, Op, Port, Query, VxlanAttributes,
-    },
-    kernel::{mtu_of, source_towards},
+use vtepd::engine::{
+    Answer, FailureKind, Kernel, Link, LinkChange, LinkKind, LinkRef, NewLink, Op, Port, Query, VxlanAttributes,
 };
 
 use crate::{
-    edge::{GROUP, bridge, datapath, do_all, link, set, vxlan},
+    edge::{GROUP, bridge, datapath, do_all, fdb, link, set, vxlan},
+    rows::neighbours,
     support::{ip, json, kernel_of, mac, private_host, run},
 };
 
@@ -146,17 +144,21 @@ fn the_kernels_own_words_are_in_the_failure() {
 }
 
 #[test]
-fn the_underlays_mtu_and_source_address_are_those_of_the_host() {
-    private_host();
-    run("ip link add eth9 mtu 1400 type veth peer name eth10");
-    run("ip link set eth10 up");
-    run("ip addr add 192.168.205.10/24 dev eth9");
-    run("ip addr add fd00::10/64 dev eth9 nodad");
-    run("ip link set eth9 up");
-    assert_eq!(mtu_of(ip("192.168.205.10")).unwrap(), Some(1400));
-    assert_eq!(mtu_of(ip("fd00::10")).unwrap(), Some(1400));
-    assert_eq!(mtu_of(ip("192.168.205.11")).unwrap(), None);
-    assert_eq!(source_towards(ip("192.168.205.77")).unwrap(), ip("192.168.205.10"));
-    assert_eq!(source_towards(ip("fd00::77")).unwrap(), ip("fd00::10"));
-    assert!(source_towards(ip("8.8.8.8")).is_err());
+fn a_vxlan_devices_source_address_is_set_in_place_within_its_family_and_costs_no_row() {
+    let (mut kernel, _, vxlan1) = datapath();
+    let row = Op::PutFdb { ifindex: vxlan1, mac: mac("02:42:0a:00:00:03"), dst: ip("192.168.205.11") };
+    let entry = Op::PutNeighbour { ifindex: vxlan1, ip: ip("10.0.0.3"), mac: mac("02:42:0a:00:00:03") };
+    do_all(&mut kernel, &[row, entry]);
+    let before = link(&mut kernel, "vxlan1");
+    let rows = (fdb(&mut kernel, &Query::FdbDump(vxlan1)), neighbours(&mut kernel, &Query::NeighbourDump(vxlan1)));
+    let local = |text: &str| set(vxlan1, LinkChange { local: Some(ip(text)), ..LinkChange::default() });
+    do_all(&mut kernel, &[local("192.168.205.20")]);
+    let mut after = link(&mut kernel, "vxlan1");
+    let LinkKind::Vxlan(attributes) = &mut after.kind else { panic!("{after:?}") };
+    assert_eq!(attributes.local.replace(ip("192.168.205.10")), Some(ip("192.168.205.20")));
+    assert_eq!(after, before, "nothing else changed");
+    assert_eq!(rows.0, fdb(&mut kernel, &Query::FdbDump(vxlan1)));
+    assert_eq!(rows.1, neighbours(&mut kernel, &Query::NeighbourDump(vxlan1)));
+    let refused = kernel.apply(&[local("fd00::20")]).remove(0).unwrap_err();
+    assert_eq!(refused.kind, FailureKind::Refused, "{refused}");
 }

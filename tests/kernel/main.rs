@@ -11,6 +11,7 @@
 mod edge;
 mod endpoints;
 mod events;
+mod host;
 mod links;
 mod namespaces;
 mod rows;

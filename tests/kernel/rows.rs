@@ -14,7 +14,7 @@ use crate::{
     support::{attempt, ip, json, mac, run},
 };
 
-fn neighbours(kernel: &mut NetworkKernel, query: &Query) -> Vec<Neighbour> {
+pub(crate) fn neighbours(kernel: &mut NetworkKernel, query: &Query) -> Vec<Neighbour> {
     match kernel.read(query).unwrap() {
         Answer::Neighbours(entries) => entries,
         other => panic!("{other:?}"),

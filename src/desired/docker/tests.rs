@@ -22,6 +22,7 @@ fn unlisted(vtep: Option<&str>) -> Store {
         docker_prefix: Some(D.into()),
         node: name("a"),
         vtep: vtep.map(|vtep| vtep.parse().unwrap()),
+        host_endpoints: false,
         underlay_mtu: 1500,
     })
 }
@@ -95,7 +96,7 @@ fn a_network_of_dockers_is_told_like_any_other() {
     else {
         panic!("{:?}", update.endpoints)
     };
-    assert_eq!(local.netns.to_str().unwrap(), "/var/run/docker/netns/cccccccccccc");
+    assert_eq!(local.netns.to_string(), "/var/run/docker/netns/cccccccccccc");
     assert_eq!((local.ifname.as_str(), local.mac.to_string().as_str()), ("eth0", "02:42:0a:00:00:02"));
     assert_eq!((remote.vtep.to_string().as_str(), remote.ips.len()), ("192.168.0.2", 1));
     assert_eq!(store.counts().endpoints, 2);

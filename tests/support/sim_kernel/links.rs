@@ -7,7 +7,7 @@ use vtepd::{
     model::Mac,
 };
 
-use super::{SimKernel, SimLink, SimNetns, exists, not_found};
+use super::{HOST, SimKernel, SimLink, SimNetns, exists, not_found};
 
 /// Below it there is no IPv6 on a link.
 pub(super) const IPV6_MTU: u32 = 1280;
@@ -19,7 +19,7 @@ impl SimKernel {
                 for container in self.containers.values_mut().filter(|ns| ns.inode as i32 == nsid) {
                     container.links.remove(&peer);
                 }
-                self.emit_inner(nsid as u64);
+                self.emit_inner(nsid as u64, peer);
             }
         }
     }
@@ -55,7 +55,7 @@ impl SimKernel {
             for container in self.containers.values_mut().filter(|ns| ns.inode as i32 == nsid) {
                 container.links.remove(&peer);
             }
-            self.emit_inner(nsid as u64);
+            self.emit_inner(nsid as u64, peer);
         }
         self.emit(Event::LinkGone(ifindex));
     }
@@ -71,7 +71,7 @@ impl SimKernel {
                 let inode = ns.inode;
                 if ns.links.remove(&ifindex).is_some() {
                     self.drop_peer_of(ifindex, inode);
-                    self.emit_inner(inode);
+                    self.emit_inner(inode, ifindex);
                 }
             }
         }
@@ -134,7 +134,10 @@ impl SimKernel {
                 }
                 let kind =
                     VxlanAttributes { vni: *vni, port: *port, local: Some(*local), learning: false, proxy: *proxy };
-                Self::insert(self.overlay()?, Self::new_link(name, *mac, *mtu, *group, LinkKind::Vxlan(kind)))?
+                let overlay = self.overlay()?;
+                // The device's link to the namespace of its socket gives that an identifier.
+                overlay.known.insert(HOST);
+                Self::insert(overlay, Self::new_link(name, *mac, *mtu, *group, LinkKind::Vxlan(kind)))?
             }
             NewLink::Veth { name, mac, mtu, group, inner, inner_mac } => {
                 if !self.containers.contains_key(&inner.netns) {
@@ -148,7 +151,7 @@ impl SimKernel {
                 let peer = Self::insert(container, Self::new_link(&inner.ifname, *inner_mac, *mtu, *group, kind))?;
                 let inode = container.inode;
                 // The container gets its identifier after that: of the first pair nothing is heard from there.
-                self.emit_inner(inode);
+                self.emit_inner(inode, peer);
                 let kind = LinkKind::Veth { peer: Some(peer), peer_nsid: Some(inode as i32) };
                 let overlay = self.overlay()?;
                 let index = Self::insert(overlay, Self::new_link(name, *mac, *mtu, *group, kind))?;

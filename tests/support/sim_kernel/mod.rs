@@ -13,16 +13,18 @@ mod setlink;
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     net::IpAddr,
-    path::{Path, PathBuf},
 };
 
 use ipnet::IpNet;
 use vtepd::{
     engine::{Answer, Event, Failure, FailureKind, Kernel, Link, Op, Place, Query},
-    model::Mac,
+    model::{Mac, Netns},
 };
 
 pub use chance::{Chance, Faults};
+
+/// The inode of the host's own namespace.
+const HOST: u64 = 1;
 
 /// A link with all that hangs on it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,7 +62,8 @@ pub struct SimNetns {
 #[derive(Clone, Debug)]
 pub struct SimKernel {
     pub overlay: Option<SimNetns>,
-    pub containers: BTreeMap<PathBuf, SimNetns>,
+    /// The endpoints' namespaces, the host's own among them.
+    pub containers: BTreeMap<Netns, SimNetns>,
     pub faults: Faults,
     pub chance: Chance,
     /// Every operation that was tried, newest last.
@@ -102,7 +105,7 @@ impl SimKernel {
     pub fn new(seed: u64) -> Self {
         Self {
             overlay: None,
-            containers: BTreeMap::new(),
+            containers: BTreeMap::from([(Netns::Host, SimNetns::new(HOST, false))]),
             faults: Faults::default(),
             chance: Chance::new(seed),
             log: Vec::new(),
@@ -127,7 +130,7 @@ impl SimKernel {
     }
 
     pub fn remove_container(&mut self, path: &str) {
-        if let Some(container) = self.containers.remove(Path::new(path)) {
+        if let Some(container) = self.containers.remove(&Netns::from(path)) {
             self.emit(Event::Path(path.into()));
             for ifindex in container.links.keys() {
                 self.drop_peer_of(*ifindex, container.inode);
@@ -207,16 +210,16 @@ impl SimKernel {
             }
             Place::Inner(path) => {
                 if let Some(inode) = self.containers.get(path).map(|ns| ns.inode) {
-                    self.emit_inner(inode);
+                    self.emit_inner(inode, ifindex);
                 }
             }
         }
     }
 
     /// Of a container without an identifier nothing is heard.
-    fn emit_inner(&mut self, inode: u64) {
+    fn emit_inner(&mut self, inode: u64, ifindex: u32) {
         if self.ns().is_some_and(|ns| ns.known.contains(&inode)) {
-            self.emit(Event::Inner { nsid: inode as i32 });
+            self.emit(Event::Inner { nsid: inode as i32, ifindex: Some(ifindex) });
         }
     }
 
@@ -355,7 +358,7 @@ impl Kernel for SimKernel {
             events.push(Event::InnerOverrun);
             // Paths are watched by other means, which say so themselves when they lost something.
             events.push(Event::Netns);
-            events.extend(self.containers.keys().cloned().map(Event::Path));
+            events.extend(self.containers.keys().filter_map(|netns| Some(Event::Path(netns.path()?.to_owned()))));
         }
         events
     }

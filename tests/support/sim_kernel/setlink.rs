@@ -89,7 +89,7 @@ impl SimKernel {
             LinkKind::Vxlan(vxlan) if asked && !change.mcast_snooping_off => {
                 if let Some(local) = change.local {
                     // The family is that of the destinations, for good.
-                    if vxlan.local.is_some_and(|old| old.is_ipv4() != local.is_ipv4()) {
+                    if vxlan.local.is_none_or(|old| old.is_ipv4()) != local.is_ipv4() {
                         return Err(refused("another family"));
                     }
                     vxlan.local = Some(local);
