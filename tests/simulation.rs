@@ -191,7 +191,7 @@ impl World {
         match self.chance.below(20) {
             0 => self.etcd.delete(&network_key),
             1..=4 => {
-                let mtu = if self.chance.below(2) == 0 { 1450 } else { 1400 };
+                let mtu = [r#","mtu":1450"#, r#","mtu":1400"#, ""][self.chance.below(3)];
                 let second = if self.chance.below(2) == 0 {
                     format!(r#",{{"cidr":"10.{number}.1.0/24","vni":{}}}"#, 200 + number)
                 } else {
@@ -199,7 +199,7 @@ impl World {
                 };
                 let flood = self.chance.below(3) == 0;
                 let value = format!(
-                    r#"{{"subnets":[{{"cidr":"10.{number}.0.0/24","vni":{}}}{second}],"mtu":{mtu},"flood":{flood}}}"#,
+                    r#"{{"subnets":[{{"cidr":"10.{number}.0.0/24","vni":{}}}{second}]{mtu},"flood":{flood}}}"#,
                     100 + number
                 );
                 self.etcd.put(&network_key, &value);
@@ -215,7 +215,9 @@ impl World {
             }
             11 => {
                 let n = 10 + self.chance.below(6);
-                self.etcd.put(&format!("/p/nodes/{node}"), &format!(r#"{{"vtep":"192.168.205.{n}"}}"#));
+                // A network that is then behind both families is blocked, and told whole when it is not any more.
+                let family = if self.chance.below(5) == 0 { "fd00:205::" } else { "192.168.205." };
+                self.etcd.put(&format!("/p/nodes/{node}"), &format!(r#"{{"vtep":"{family}{n}"}}"#));
             }
             12 => self.etcd.put(&key, "{ not json"),
             _ => {
@@ -320,6 +322,12 @@ impl World {
         match self.chance.below(24) {
             0..=6 => self.operator(),
             7 => self.containers(),
+            8 if self.chance.below(4) == 0 => {
+                let mtu = [1400, 1500, 9000][self.chance.below(3)];
+                self.note(format!("the underlay of host {host} has MTU {mtu}"));
+                let updates = self.hosts[host].store.set_underlay_mtu(mtu);
+                self.hosts[host].give(updates, now);
+            }
             8..=10 if self.foreign_writers => self.foreign_write(),
             8..=13 => {
                 let revisions = 1 + self.chance.below(4);
@@ -391,6 +399,7 @@ impl World {
                 kernel.add_container(&path.display().to_string());
             }
         }
+        fresh.store.set_underlay_mtu(host.store.underlay_mtu());
         fresh.list(&self.etcd, Time::default());
         // The last good version of a record that is bad now is history; the fresh host has to be told of it.
         while !fresh.run(1000, Time::default()) {}
