@@ -102,12 +102,12 @@ fn in_a_network_that_floods_broadcast_and_multicast_arrive_at_every_member() {
     let plain = &lab.hosts[2];
     plain_device(plain, 4, "plain");
     assert_eq!(flood_list(&lab.hosts[0]), ["192.168.205.11", "192.168.205.12"]);
-    // It is one of ours that speaks first: the plain device, which has no rows at all, learns from what it hears.
+    // It is ours that speak first, by ARP: the plain device, which has no rows at all, learns from what it hears.
     for (host, netns, others) in [(0, "test2", ["10.0.0.3", "10.0.0.4"]), (1, "test3", ["10.0.0.2", "10.0.0.4"])] {
+        ping(&lab.hosts[host], netns, "10.0.0.4");
         for everyone in ["10.0.0.255", "224.0.0.1"] {
             everyone_answers(&lab.hosts[host], netns, "eth0", everyone, &others);
         }
-        ping(&lab.hosts[host], netns, "10.0.0.4");
     }
     ping(plain, "plain", "10.0.0.2");
     ping(plain, "plain", "10.0.0.3");
