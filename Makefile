@@ -12,8 +12,9 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 PREFIX ?= /usr/local
 DESTDIR ?=
 
-PROGRAMS := protoc etcd etcdctl ip bridge ping unshare tcpdump
-PACKAGES := protobuf-compiler libprotobuf-dev etcd-server etcd-client iproute2 iputils-ping util-linux tcpdump
+PROGRAMS := protoc etcd etcdctl ip bridge ping unshare tcpdump ovs-vswitchd ethtool
+PACKAGES := protobuf-compiler libprotobuf-dev etcd-server etcd-client iproute2 iputils-ping util-linux tcpdump \
+            openvswitch-switch ethtool
 PROTOS   := /usr/include/google/protobuf/descriptor.proto
 
 # Namespaces in which the tests find no network and no mount of the host: root's own, or those that a user may make (root in a

@@ -12,6 +12,7 @@ mod mailbox;
 mod network;
 mod pages;
 mod paths;
+mod reading;
 mod settings;
 mod takedown;
 mod underlay;
@@ -24,6 +25,7 @@ use tracing::{info, warn};
 
 use self::{director::Director, history::History, lock::Lock, network::Shared, pages::AgentPages, underlay::Underlay};
 pub use self::{
+    reading::read_store,
     settings::{Owner, Settings},
     takedown::cleanup,
 };

@@ -12,12 +12,9 @@ use clap::{Args, builder::BoolishValueParser};
 use ipnet::{Ipv4Net, Ipv6Net};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::options::{
-    DEFAULT_SUBNET, Instance, Log, docker_prefix, duration, gateway_subnet, gateway_subnet6, prefixes_apart,
-};
+use super::options::{DEFAULT_SUBNET, Instance, Log, Records, duration, gateway_subnet, gateway_subnet6};
 use crate::{
     agent::{self, Settings},
-    etcd::Tls,
     model::Name,
 };
 
@@ -30,15 +27,8 @@ pub(super) struct Arguments {
     /// This node's VTEP address on the underlay
     #[arg(long, env = "VTEPD_VTEP")]
     vtep: Option<IpAddr>,
-    /// URLs of etcd's members
-    #[arg(long, env = "VTEPD_ETCD", value_delimiter = ',', required = true)]
-    etcd: Vec<String>,
-    /// Prefix of all keys
-    #[arg(long, env = "VTEPD_PREFIX", default_value = "/vtepd/v1")]
-    prefix: String,
-    /// Prefix of Docker's layout of keys, such as /docker/network/v1.0, which is then read as well
-    #[arg(long, env = "VTEPD_DOCKER_PREFIX", value_parser = docker_prefix)]
-    docker_prefix: Option<String>,
+    #[command(flatten)]
+    records: Records,
     /// Where metrics and health are served
     #[arg(long, env = "VTEPD_LISTEN", default_value = "127.0.0.1:9474")]
     listen: SocketAddr,
@@ -60,21 +50,6 @@ pub(super) struct Arguments {
     /// How often the whole kernel state is read again without a reason
     #[arg(long, env = "VTEPD_RESYNC", default_value = "60s", value_parser = duration)]
     resync: Duration,
-    /// etcd user
-    #[arg(long, env = "VTEPD_ETCD_USER", requires = "etcd_password_file")]
-    etcd_user: Option<String>,
-    /// File with the etcd user's password
-    #[arg(long, env = "VTEPD_ETCD_PASSWORD_FILE", requires = "etcd_user")]
-    etcd_password_file: Option<PathBuf>,
-    /// File with the certificate authority of etcd's servers (PEM)
-    #[arg(long, env = "VTEPD_ETCD_CA")]
-    etcd_ca: Option<PathBuf>,
-    /// File with the client's certificate (PEM)
-    #[arg(long, env = "VTEPD_ETCD_CERT", requires = "etcd_key")]
-    etcd_cert: Option<PathBuf>,
-    /// File with the client's key (PEM)
-    #[arg(long, env = "VTEPD_ETCD_KEY", requires = "etcd_cert")]
-    etcd_key: Option<PathBuf>,
     #[command(flatten)]
     instance: Instance,
     #[command(flatten)]
@@ -83,27 +58,18 @@ pub(super) struct Arguments {
 
 impl Arguments {
     fn settings(self) -> Result<Settings, String> {
-        prefixes_apart(&self.prefix, self.docker_prefix.as_deref())?;
+        let etcd = self.records.etcd()?;
         let node = match self.node {
             Some(node) => node,
             None => host_name()?,
         };
-        let user = match (self.etcd_user, self.etcd_password_file) {
-            (Some(user), Some(file)) => {
-                let password = fs::read_to_string(&file).map_err(|error| format!("{}: {error}", file.display()))?;
-                Some((user, password.trim_end_matches(['\r', '\n']).to_owned()))
-            }
-            _ => None,
-        };
-        let identity = self.etcd_cert.zip(self.etcd_key);
-        let tls = (self.etcd_ca.is_some() || identity.is_some()).then_some(Tls { ca: self.etcd_ca, identity });
         let default_roots = || Settings::NETNS_ROOTS.map(PathBuf::from).to_vec();
         Ok(Settings {
             node,
             vtep: self.vtep,
-            etcd: self.etcd,
-            prefix: self.prefix,
-            docker_prefix: self.docker_prefix,
+            etcd: etcd.endpoints,
+            prefix: self.records.prefix,
+            docker_prefix: self.records.docker_prefix,
             listen: self.listen,
             with_outside: self.instance.has_outside(),
             owner: self.instance.owner(self.gateway_subnet, self.gateway_subnet6),
@@ -111,8 +77,8 @@ impl Arguments {
             netns_roots: if self.netns_root.is_empty() { default_roots() } else { self.netns_root },
             host_endpoints: self.allow_host_endpoints,
             resync: self.resync,
-            user,
-            tls,
+            user: etcd.user,
+            tls: etcd.tls,
         })
     }
 }

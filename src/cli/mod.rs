@@ -3,6 +3,7 @@
 mod agent;
 mod cleanup;
 pub mod demo;
+mod export_neighbours;
 mod options;
 pub mod validate;
 
@@ -26,6 +27,8 @@ enum Verb {
     Cleanup(cleanup::Arguments),
     /// Show it all on two private hosts: a ping across, a break and its repair
     Demo(DemoArguments),
+    /// Print what a host without an agent needs to take part in a network
+    ExportNeighbours(Box<export_neighbours::Arguments>),
     /// Judge records before they are put
     Validate(validate::Arguments),
 }
@@ -46,6 +49,7 @@ pub fn main() -> ExitCode {
             Ok(vtepd) => demo::run(&demo::DemoOptions { keep, vtepd }),
             Err(error) => exit_code(Err(format!("cannot find this program: {error}"))),
         },
+        Verb::ExportNeighbours(arguments) => export_neighbours::run(&arguments),
         Verb::Validate(arguments) => validate::run(&arguments),
     }
 }

@@ -1,12 +1,16 @@
 //! Options that several verbs share.
 
-use std::{net::Ipv4Addr, path::PathBuf, time::Duration};
+use std::{fs, net::Ipv4Addr, path::PathBuf, time::Duration};
 
 use clap::{Args, ValueEnum};
 use ipnet::{Ipv4Net, Ipv6Net};
 use tracing_subscriber::EnvFilter;
 
-use crate::{agent::Owner, desired::OutsideConfig};
+use crate::{
+    agent::Owner,
+    desired::OutsideConfig,
+    etcd::{self, Tls},
+};
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -36,6 +40,53 @@ impl Log {
             LogFormat::Json => subscriber.json().try_init(),
         };
         started.map_err(|error| error.to_string())
+    }
+}
+
+/// Where the records are.
+#[derive(Args, Clone, Debug)]
+pub(super) struct Records {
+    /// URLs of etcd's members
+    #[arg(long, env = "VTEPD_ETCD", value_delimiter = ',', required = true)]
+    etcd: Vec<String>,
+    /// Prefix of all keys
+    #[arg(long, env = "VTEPD_PREFIX", default_value = "/vtepd/v1")]
+    pub(super) prefix: String,
+    /// Prefix of Docker's layout of keys, such as /docker/network/v1.0, which is then read as well
+    #[arg(long, env = "VTEPD_DOCKER_PREFIX", value_parser = docker_prefix)]
+    pub(super) docker_prefix: Option<String>,
+    /// etcd user
+    #[arg(long, env = "VTEPD_ETCD_USER", requires = "etcd_password_file")]
+    etcd_user: Option<String>,
+    /// File with the etcd user's password
+    #[arg(long, env = "VTEPD_ETCD_PASSWORD_FILE", requires = "etcd_user")]
+    etcd_password_file: Option<PathBuf>,
+    /// File with the certificate authority of etcd's servers (PEM)
+    #[arg(long, env = "VTEPD_ETCD_CA")]
+    etcd_ca: Option<PathBuf>,
+    /// File with the client's certificate (PEM)
+    #[arg(long, env = "VTEPD_ETCD_CERT", requires = "etcd_key")]
+    etcd_cert: Option<PathBuf>,
+    /// File with the client's key (PEM)
+    #[arg(long, env = "VTEPD_ETCD_KEY", requires = "etcd_cert")]
+    etcd_key: Option<PathBuf>,
+}
+
+impl Records {
+    /// How to reach etcd, for the native prefix.
+    pub(super) fn etcd(&self) -> Result<etcd::Config, String> {
+        prefixes_apart(&self.prefix, self.docker_prefix.as_deref())?;
+        let user = match (&self.etcd_user, &self.etcd_password_file) {
+            (Some(user), Some(file)) => {
+                let password = fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))?;
+                Some((user.clone(), password.trim_end_matches(['\r', '\n']).to_owned()))
+            }
+            _ => None,
+        };
+        let identity = self.etcd_cert.clone().zip(self.etcd_key.clone());
+        let ca = self.etcd_ca.clone();
+        let tls = (ca.is_some() || identity.is_some()).then_some(Tls { ca, identity });
+        Ok(etcd::Config { user, tls, ..etcd::Config::new(self.etcd.clone(), &self.prefix) })
     }
 }
 

@@ -8,6 +8,7 @@ mod docker;
 mod fit;
 mod keep;
 mod meaning;
+mod members;
 mod outside;
 mod records;
 mod report;
@@ -22,6 +23,7 @@ mod property;
 #[cfg(test)]
 mod tests;
 
+pub use members::Members;
 pub use outside::{Outside, OutsideConfig};
 pub use report::{Blocked, BlockedReason, Conflict, Counts, Excess};
 pub use source::Source;

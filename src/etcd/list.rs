@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use etcd_client::{GetOptions, KeyValue};
 
-use super::connect::{Error, Etcd, MAX_MESSAGE, within};
+use super::connect::{Config, Error, Etcd, MAX_MESSAGE, within};
 use crate::schema::Kv;
 
 /// All records as of one revision.
@@ -30,6 +30,15 @@ fn end(prefix: &str) -> Vec<u8> {
 }
 
 impl Etcd {
+    /// Everything below the prefix as of one revision, which is told first.
+    ///
+    /// # Errors
+    /// No answer, or not allowed.
+    pub async fn records(&self, config: &Config) -> Result<(i64, Vec<Kv>), Error> {
+        let listing = self.list(config.page, config.page_timeout).await?;
+        Ok((listing.revision, listing.records))
+    }
+
     /// Lists in pages that are all pinned to the first one's revision, so that together they are one state of the store.
     pub(super) async fn list(&self, page: i64, timeout: Duration) -> Result<Listing, Error> {
         let mut kv = self.client.kv_client().max_decoding_message_size(MAX_MESSAGE);

@@ -9,6 +9,7 @@
 )]
 
 mod docker;
+mod flood;
 mod hostile;
 #[path = "../support/hosts.rs"]
 mod hosts;
