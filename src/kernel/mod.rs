@@ -9,6 +9,7 @@ mod error;
 mod inner;
 mod monitor;
 mod netns;
+pub mod nft;
 mod ops;
 mod queries;
 mod reclaim;

@@ -31,7 +31,7 @@ pub enum Change {
 impl Ruleset {
     /// The changes that make of what stands this ruleset; none if it stands already.
     pub fn changes_from(&self, standing: Option<&Self>) -> Vec<Change> {
-        let Some(standing) = standing.filter(|standing| standing.foreign.is_empty()) else {
+        let Some(standing) = standing.filter(|standing| self.can_follow(standing)) else {
             return vec![Change::ReplaceTable(self.clone())];
         };
         let delete = |name: &String| Change::DeleteChain { table: self.table.clone(), name: name.clone() };
@@ -46,6 +46,13 @@ impl Ruleset {
             changes.push(Change::PutChain { table: self.table.clone(), name: name.clone(), chain: chain.clone() });
         }
         changes
+    }
+
+    /// Whether chains can be changed one by one. A chain without a hook may be the target of a foreign rule's jump, and cannot be
+    /// deleted before that rule.
+    fn can_follow(&self, standing: &Self) -> bool {
+        let stays = |(name, chain): (&String, &Chain)| chain.hook.is_some() || self.chains.get(name) == Some(chain);
+        standing.foreign.is_empty() && standing.chains.iter().all(stays)
     }
 }
 
@@ -79,14 +86,12 @@ mod tests {
     }
 
     fn kinds(changes: &[Change]) -> Vec<(&'static str, &str)> {
-        let kind = |change| match change {
-            &Change::EnsureTable(_) => ("ensure", ""),
-            Change::ReplaceTable(_) => ("replace", ""),
-            Change::DeleteTable(_) => ("delete table", ""),
+        let kinds = changes.iter().map(|change| match change {
             Change::PutChain { name, .. } => ("put", name.as_str()),
             Change::DeleteChain { name, .. } => ("delete", name.as_str()),
-        };
-        changes.iter().map(kind).collect()
+            _ => ("table", ""),
+        });
+        kinds.collect()
     }
 
     #[test]
@@ -98,8 +103,9 @@ mod tests {
     #[test]
     fn a_table_that_is_missing_or_not_only_ours_is_replaced_whole() {
         let wanted = Ruleset::new(table()).with("a", chain(0, Policy::Drop));
+        let jumped_to = wanted.clone().with("b", Chain::default());
         let dormant = Ruleset { foreign: vec!["flags 1".to_owned()], ..wanted.clone() };
-        for standing in [None, Some(&dormant)] {
+        for standing in [None, Some(&dormant), Some(&jumped_to)] {
             assert_eq!(wanted.changes_from(standing), [Change::ReplaceTable(wanted.clone())]);
         }
     }

@@ -36,6 +36,8 @@ pub enum Meta {
     IifName,
     /// The device that it leaves by, 16 bytes filled with zeros.
     OifName,
+    /// The kind of device that it came in by (`ARPHRD_*`), two bytes in the host's order.
+    IifType,
     /// `NFPROTO_IPV4` or `NFPROTO_IPV6`, one byte.
     NfProto,
     /// The protocol above IP, one byte, past IPv6's extension headers.

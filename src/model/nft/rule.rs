@@ -8,6 +8,9 @@ use crate::model::Mac;
 const ETH_P_IP: u16 = 0x0800;
 const ETH_P_ARP: u16 = 0x0806;
 const ETH_P_IPV6: u16 = 0x86dd;
+const NFPROTO_IPV4: u8 = 2;
+const NFPROTO_IPV6: u8 = 10;
+const ARPHRD_ETHER: u16 = 1;
 const IPPROTO_UDP: u8 = 17;
 const IPPROTO_ICMPV6: u8 = 58;
 /// The length of a device's name in the kernel, with the zero that ends it.
@@ -45,13 +48,14 @@ impl Rule {
         self.then(load).then(Expression::Compare(comparison, value.to_vec()))
     }
 
+    fn has(&self, load: &Expression, value: &[u8]) -> bool {
+        let compare = Expression::Compare(Comparison::Equal, value.to_vec());
+        self.expressions.windows(2).any(|pair| pair.iter().eq([load, &compare]))
+    }
+
     /// The match, unless the rule has it already.
     fn once(self, load: Expression, value: &[u8]) -> Self {
-        let compare = Expression::Compare(Comparison::Equal, value.to_vec());
-        if self.expressions.windows(2).any(|pair| pair.iter().eq([&load, &compare])) {
-            return self;
-        }
-        self.then(load).then(compare)
+        if self.has(&load, value) { self } else { self.compare(load, Comparison::Equal, value) }
     }
 
     /// Came in by this device. A name of more than 15 bytes is no device's.
@@ -81,13 +85,29 @@ impl Rule {
     /// Is IPv4.
     #[must_use]
     pub fn ipv4(self) -> Self {
-        self.ether_type(ETH_P_IP)
+        self.ip_version(ETH_P_IP, NFPROTO_IPV4)
     }
 
     /// Is IPv6.
     #[must_use]
     pub fn ipv6(self) -> Self {
-        self.ether_type(ETH_P_IPV6)
+        self.ip_version(ETH_P_IPV6, NFPROTO_IPV6)
+    }
+
+    /// Is IPv4, for tables of the family `inet`: there `nft` shows the addresses that come after it as such.
+    #[must_use]
+    pub fn inet_ipv4(self) -> Self {
+        self.once(Expression::Meta(Meta::NfProto), &[NFPROTO_IPV4])
+    }
+
+    /// Is IPv6, for tables of the family `inet`.
+    #[must_use]
+    pub fn inet_ipv6(self) -> Self {
+        self.once(Expression::Meta(Meta::NfProto), &[NFPROTO_IPV6])
+    }
+
+    fn ip_version(self, ether_type: u16, nfproto: u8) -> Self {
+        if self.has(&Expression::Meta(Meta::NfProto), &[nfproto]) { self } else { self.ether_type(ether_type) }
     }
 
     /// Has this protocol above IP, of either version.
@@ -108,16 +128,22 @@ impl Rule {
         self.l4proto(IPPROTO_UDP).compare(payload(Base::Transport, 0, 2), Comparison::Equal, &port.to_be_bytes())
     }
 
+    /// Came in by an Ethernet device; all but `lo`, tunnels of IP and the like are.
+    #[must_use]
+    pub fn ethernet(self) -> Self {
+        self.once(Expression::Meta(Meta::IifType), &ARPHRD_ETHER.to_ne_bytes())
+    }
+
     /// Has this Ethernet source.
     #[must_use]
     pub fn ether_saddr(self, mac: Mac) -> Self {
-        self.compare(payload(Base::Link, 6, 6), Comparison::Equal, &mac.octets())
+        self.ethernet().compare(payload(Base::Link, 6, 6), Comparison::Equal, &mac.octets())
     }
 
     /// Has another Ethernet source.
     #[must_use]
     pub fn ether_saddr_not(self, mac: Mac) -> Self {
-        self.compare(payload(Base::Link, 6, 6), Comparison::NotEqual, &mac.octets())
+        self.ethernet().compare(payload(Base::Link, 6, 6), Comparison::NotEqual, &mac.octets())
     }
 
     /// Is ARP for IPv4 over Ethernet: hardware type 1, protocol type 0x0800, addresses of 6 and 4 bytes (RFC 826).
