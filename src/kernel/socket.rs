@@ -148,13 +148,7 @@ impl<M: Protocol> RequestSocket<M> {
     ) -> Result<(), Error> {
         self.drop_leftovers();
         let first = self.sequence.wrapping_add(1);
-        let mut bytes = Vec::new();
-        for request in requests {
-            let sequence = self.next_sequence();
-            append(&mut bytes, &request.message, request.flags, sequence);
-        }
-        self.send(&bytes)?;
-        self.leftovers = true;
+        self.tell(requests)?;
         loop {
             self.receive()?;
             for message in wire::messages(&self.buffer).filter(|message| message.kind == NLMSG_ERROR) {
@@ -164,6 +158,17 @@ impl<M: Protocol> RequestSocket<M> {
                 }
             }
         }
+    }
+
+    /// Sends requests in one datagram and waits for no answer: the kernel has worked through them nevertheless.
+    pub(super) fn tell(&mut self, requests: &[Request<M>]) -> Result<(), Error> {
+        let mut bytes = Vec::new();
+        for request in requests {
+            let sequence = self.next_sequence();
+            append(&mut bytes, &request.message, request.flags, sequence);
+        }
+        self.leftovers = true;
+        self.send(&bytes)
     }
 
     /// Raises the send buffer, which bounds a datagram, as far as the agent may.

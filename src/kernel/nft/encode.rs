@@ -148,7 +148,7 @@ impl<'a> Batch<'a> {
         for (index, change) in changes.iter().enumerate() {
             batch.change(index, change).map_err(|error| (index, error))?;
         }
-        if let Some(last) = batch.requests.last_mut() {
+        if let Some(last) = batch.requests.last_mut().filter(|_| !changes.is_empty()) {
             last.flags |= NLM_F_ACK;
         }
         batch.control(n::NFNL_MSG_BATCH_END);

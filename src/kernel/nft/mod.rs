@@ -13,6 +13,10 @@
 //!   a new chain's `drop` comes just after that instant, a deleted chain's ends just after it. Where nothing may slip through
 //!   while a chain is made, its last rule drops.
 //! * The generation is the namespace's, not the table's: a transaction of anyone tears a reading apart, so that it is repeated.
+//!   It rises before the policies of its transaction are set; only after the commit is the table as it will stay, and only then
+//!   are notifications sent.
+//! * A chain that stands at another hook is refused with EOPNOTSUPP or EEXIST when it is made again; so is deleting a chain that a
+//!   rule jumps to, with EBUSY.
 
 mod decode;
 mod encode;

@@ -74,6 +74,9 @@ impl Tables {
 
     fn read_once(&mut self, id: &TableId) -> Result<Option<Ruleset>, Error> {
         let before = self.generation()?;
+        // The generation rises at the start of a commit, and policies come at its end (nf_tables_commit): an empty transaction, which
+        // raises nothing, waits for one that is under way.
+        self.socket.tell(&Batch::of(&[]).map_err(|(_, error)| error)?.requests)?;
         let bodies = match self.socket.call_one(encode::get_table(id)) {
             Err(error) if error.errno == Errno::ENOENT => return Ok(None),
             other => other?,
