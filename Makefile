@@ -4,7 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 
-# `ip`, `bridge` and `tcpdump` stand where a normal user's PATH does not look.
+# `ip`, `bridge`, `nft` and `tcpdump` stand where a normal user's PATH does not look.
 export PATH := $(PATH):/usr/sbin:/sbin:$(HOME)/.cargo/bin
 
 CARGO ?= cargo
@@ -12,8 +12,8 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 PREFIX ?= /usr/local
 DESTDIR ?=
 
-PROGRAMS := protoc etcd etcdctl ip bridge ping unshare tcpdump ovs-vswitchd ethtool
-PACKAGES := protobuf-compiler libprotobuf-dev etcd-server etcd-client iproute2 iputils-ping util-linux tcpdump \
+PROGRAMS := protoc etcd etcdctl ip bridge nft ping unshare tcpdump ovs-vswitchd ethtool
+PACKAGES := protobuf-compiler libprotobuf-dev etcd-server etcd-client iproute2 nftables iputils-ping util-linux tcpdump \
             openvswitch-switch ethtool
 PROTOS   := /usr/include/google/protobuf/descriptor.proto
 

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, net::IpAddr, os::fd::AsFd as _, time::Duration};
 
-use netlink_sys::Socket;
+use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
 use nix::{
     errno::Errno,
     libc,
@@ -45,8 +45,8 @@ impl HostMonitor {
     /// # Errors
     /// The system gives no socket, or not to us.
     pub fn open() -> Result<Self, Failure> {
-        let opened: Result<_, Error> =
-            subscribe(&[LINK, IPV4_IFADDR, IPV6_IFADDR], false).because(|| "open an event socket".to_owned());
+        let opened: Result<_, Error> = subscribe(NETLINK_ROUTE, &[LINK, IPV4_IFADDR, IPV6_IFADDR], false)
+            .because(|| "open an event socket".to_owned());
         Ok(Self { socket: opened?.0 })
     }
 

@@ -10,6 +10,7 @@ mod host;
 mod inner;
 mod monitor;
 mod netns;
+pub mod nft;
 mod ops;
 mod queries;
 mod reclaim;

@@ -56,8 +56,8 @@ impl Monitor {
     /// Opens the sockets in the namespace of the calling thread.
     pub(super) fn open() -> Result<Self, Error> {
         let open = || -> std::io::Result<Self> {
-            let (overlay, full_buffer) = subscribe(&[LINK, NEIGH, IPV4_IFADDR, IPV6_IFADDR], false)?;
-            let (inner, _) = subscribe(&[LINK, IPV4_IFADDR, IPV6_IFADDR, IPV4_ROUTE, IPV6_ROUTE], true)?;
+            let (overlay, full_buffer) = subscribe(NETLINK_ROUTE, &[LINK, NEIGH, IPV4_IFADDR, IPV6_IFADDR], false)?;
+            let (inner, _) = subscribe(NETLINK_ROUTE, &[LINK, IPV4_IFADDR, IPV6_IFADDR, IPV4_ROUTE, IPV6_ROUTE], true)?;
             Ok(Self { overlay, inner, full_buffer })
         };
         open().because(|| "open an event socket".to_owned())
@@ -151,9 +151,10 @@ pub(super) fn drain(socket: &Socket, mut each: impl FnMut(&[u8]) -> bool) -> boo
     lost
 }
 
-/// A socket of the calling thread's namespace that hears these groups, and whether its buffer is as large as asked for.
-pub(super) fn subscribe(groups: &[u32], all_nsid: bool) -> std::io::Result<(Socket, bool)> {
-    let mut socket = Socket::new(NETLINK_ROUTE)?;
+/// A socket that hears groups of a protocol, also of all namespaces that have an identifier in the one it is opened in; and whether
+/// its receive buffer is as large as asked for.
+pub(super) fn subscribe(protocol: isize, groups: &[u32], all_nsid: bool) -> std::io::Result<(Socket, bool)> {
+    let mut socket = Socket::new(protocol)?;
     socket.set_non_blocking(true)?;
     let full_buffer = raise_buffer(&socket, BUFFER)?;
     socket.bind(&SocketAddr::new(0, 0))?;

@@ -1,9 +1,10 @@
-//! Requests to rtnetlink and their answers. The kernel works through a send before the call returns, goes on after a failing
-//! message, and answers each failure with that message's sequence number, asked for an acknowledgement or not.
+//! Requests to rtnetlink, or to another protocol of netlink, and their answers. The kernel works through a send before the call
+//! returns, goes on after a failing message, and answers each failure with that message's sequence number, asked for an
+//! acknowledgement or not.
 
-use std::os::fd::AsFd;
+use std::{marker::PhantomData, os::fd::AsFd};
 
-use netlink_packet_core::{Emitable, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkSerializable as _};
+use netlink_packet_core::{Emitable as _, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkSerializable};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::{
@@ -38,31 +39,45 @@ const NLM_F_ACK_TLVS: u16 = 0x200;
 const NLM_F_DUMP_INTR: u16 = 0x10;
 const NLMSGERR_ATTR_MSG: u16 = 1;
 
+/// A message of one of netlink's protocols.
+pub(super) trait Protocol: NetlinkSerializable {
+    /// The protocol's number (`include/uapi/linux/netlink.h`).
+    const NUMBER: isize;
+}
+
+impl Protocol for RouteNetlinkMessage {
+    const NUMBER: isize = NETLINK_ROUTE;
+}
+
 /// One message to the kernel; `NLM_F_REQUEST` is understood.
 #[derive(Debug)]
-pub(super) struct Request {
-    pub(super) message: RouteNetlinkMessage,
+pub(super) struct Request<M = RouteNetlinkMessage> {
+    pub(super) message: M,
     pub(super) flags: u16,
 }
 
 /// Bodies of the messages that answered a request.
 pub(super) type Bodies = Vec<Vec<u8>>;
 
+/// A socket for requests to rtnetlink.
+pub(super) type RouteSocket = RequestSocket<RouteNetlinkMessage>;
+
 /// A socket for requests, in the namespace of the thread that opened it.
 #[derive(Debug)]
-pub(super) struct RouteSocket {
+pub(super) struct RequestSocket<M> {
     socket: Socket,
     port: u32,
     sequence: u32,
     buffer: Vec<u8>,
     /// An answer may still come for a request that was given up.
     leftovers: bool,
+    speaks: PhantomData<fn(M)>,
 }
 
-impl RouteSocket {
+impl<M: Protocol> RequestSocket<M> {
     pub(super) fn open() -> Result<Self, Error> {
         let open = || -> std::io::Result<(Socket, u32)> {
-            let mut socket = Socket::new(NETLINK_ROUTE)?;
+            let mut socket = Socket::new(M::NUMBER)?;
             let port = socket.bind_auto()?.port_number();
             socket.set_ext_ack(true)?;
             socket.set_cap_ack(true)?;
@@ -72,7 +87,8 @@ impl RouteSocket {
             Ok((socket, port))
         };
         let (socket, port) = open().because(|| "open a netlink socket".to_owned())?;
-        Ok(Self { socket, port, sequence: 0, buffer: Vec::with_capacity(64 << 10), leftovers: false })
+        let buffer = Vec::with_capacity(64 << 10);
+        Ok(Self { socket, port, sequence: 0, buffer, leftovers: false, speaks: PhantomData })
     }
 
     /// The port id that the kernel puts into notifications of what this socket asked for.
@@ -81,7 +97,7 @@ impl RouteSocket {
     }
 
     /// Sends requests that are no dumps, in as few sends as the limits allow, and gives for each what answered it.
-    pub(super) fn call(&mut self, requests: &[Request]) -> Vec<Result<Bodies, Error>> {
+    pub(super) fn call(&mut self, requests: &[Request<M>]) -> Vec<Result<Bodies, Error>> {
         let mut results = Vec::with_capacity(requests.len());
         let mut rest = requests;
         while !rest.is_empty() {
@@ -92,12 +108,12 @@ impl RouteSocket {
     }
 
     /// Sends one request that is no dump.
-    pub(super) fn call_one(&mut self, request: Request) -> Result<Bodies, Error> {
+    pub(super) fn call_one(&mut self, request: Request<M>) -> Result<Bodies, Error> {
         self.call(&[request]).pop().unwrap_or_else(|| Err(Error::torn("no answer")))
     }
 
     /// Sends a dump request and hands each message's kind and body on.
-    pub(super) fn dump(&mut self, message: RouteNetlinkMessage, mut each: impl FnMut(u16, &[u8])) -> Result<(), Error> {
+    pub(super) fn dump(&mut self, message: M, mut each: impl FnMut(u16, &[u8])) -> Result<(), Error> {
         self.drop_leftovers();
         let sequence = self.next_sequence();
         let mut bytes = Vec::new();
@@ -123,8 +139,50 @@ impl RouteSocket {
         }
     }
 
+    /// Sends requests in one datagram, whatever their number, and hands on which was answered how, until `answered` says that it
+    /// has heard enough.
+    pub(super) fn send_together(
+        &mut self,
+        requests: &[Request<M>],
+        mut answered: impl FnMut(usize, Result<(), Error>) -> bool,
+    ) -> Result<(), Error> {
+        self.drop_leftovers();
+        let first = self.sequence.wrapping_add(1);
+        self.tell(requests)?;
+        loop {
+            self.receive()?;
+            for message in wire::messages(&self.buffer).filter(|message| message.kind == NLMSG_ERROR) {
+                let Ok(index) = usize::try_from(message.sequence.wrapping_sub(first)) else { continue };
+                if index < requests.len() && answered(index, outcome(&message)) {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Sends requests in one datagram and waits for no answer: the kernel has worked through them nevertheless.
+    pub(super) fn tell(&mut self, requests: &[Request<M>]) -> Result<(), Error> {
+        let mut bytes = Vec::new();
+        for request in requests {
+            let sequence = self.next_sequence();
+            append(&mut bytes, &request.message, request.flags, sequence);
+        }
+        self.leftovers = true;
+        self.send(&bytes)
+    }
+
+    /// Raises the send buffer, which bounds a datagram, as far as the agent may.
+    pub(super) fn raise_send_buffer(&self, bytes: usize) -> Result<(), Error> {
+        let socket = self.socket.as_fd();
+        match setsockopt(&socket, sockopt::SndBufForce, &bytes) {
+            Err(Errno::EPERM) => setsockopt(&socket, sockopt::SndBuf, &bytes),
+            other => other,
+        }
+        .because(|| "raise the send buffer".to_owned())
+    }
+
     /// One send of as many requests as fit; returns how many those were.
-    fn exchange(&mut self, requests: &[Request], results: &mut Vec<Result<Bodies, Error>>) -> usize {
+    fn exchange(&mut self, requests: &[Request<M>], results: &mut Vec<Result<Bodies, Error>>) -> usize {
         self.drop_leftovers();
         let first = self.sequence.wrapping_add(1);
         let mut bytes = Vec::with_capacity(MOST_BYTES);
@@ -267,11 +325,11 @@ fn outcome(message: &Message<'_>) -> Result<(), Error> {
     Err(Error::new(Errno::from_raw(code.saturating_neg()), text.unwrap_or_default()))
 }
 
-fn message_length(message: &RouteNetlinkMessage) -> usize {
-    NETLINK_HEADER_LEN + Emitable::buffer_len(message).next_multiple_of(4)
+fn message_length(message: &impl NetlinkSerializable) -> usize {
+    NETLINK_HEADER_LEN + message.buffer_len().next_multiple_of(4)
 }
 
-fn append(bytes: &mut Vec<u8>, message: &RouteNetlinkMessage, flags: u16, sequence: u32) {
+fn append(bytes: &mut Vec<u8>, message: &impl NetlinkSerializable, flags: u16, sequence: u32) {
     let length = message_length(message);
     let mut header = NetlinkHeader::default();
     header.length = u32::try_from(length).unwrap_or(u32::MAX);
@@ -283,7 +341,7 @@ fn append(bytes: &mut Vec<u8>, message: &RouteNetlinkMessage, flags: u16, sequen
     if let Some((head, body)) = bytes.get_mut(start..).and_then(|space| space.split_at_mut_checked(NETLINK_HEADER_LEN))
     {
         header.emit(head);
-        if let Some(body) = body.get_mut(..Emitable::buffer_len(message)) {
+        if let Some(body) = body.get_mut(..message.buffer_len()) {
             message.serialize(body);
         }
     }

@@ -1,7 +1,9 @@
-//! The nouns: names, MAC addresses, VNIs, and the records of the store. A value that exists is valid.
+//! The nouns: names, MAC addresses, VNIs, and the records of the store. A value that exists is valid. [`nft`] has
+//! those of nftables.
 
 mod mac;
 mod name;
+pub mod nft;
 mod record;
 mod route;
 mod vni;
