@@ -243,6 +243,9 @@ impl<'a> OpenVswitch<'a> {
             Path::new(schema).exists(),
             "Open vSwitch is missing: apt-get install openvswitch-switch, or make deps"
         );
+        // Its own ports are tap devices.
+        let tun = std::fs::File::options().read(true).write(true).open("/dev/net/tun");
+        tun.unwrap_or_else(|error| panic!("/dev/net/tun, which Open vSwitch needs: {error}; be root, or make it 0666"));
         run(host, &format!("ovsdb-tool create {} {schema}", at("conf.db")));
         let mut this = Self { host, directory: directory.clone(), processes: Vec::new() };
         this.spawn(&format!(
