@@ -46,11 +46,6 @@ impl Retry {
     }
 }
 
-/// FNV-1a over the bytes: a stable number for a name, the same on every host and in every version.
-pub fn stable_hash(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
-}
-
 /// The finaliser of splitmix64: neighbouring inputs give unrelated outputs.
 fn mix(input: u64) -> u64 {
     let mut z = input.wrapping_add(0x9e37_79b9_7f4a_7c15);

@@ -33,7 +33,8 @@ use crate::{
     desired::{Outside, Source, Store, StoreConfig},
     etcd::{self, Etcd},
     http, kernel,
-    retry::{Retry, stable_hash},
+    model::stable_hash,
+    retry::Retry,
 };
 
 /// Messages of the store that wait for the director; a listing is one.

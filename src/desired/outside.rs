@@ -11,10 +11,7 @@ use std::{
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{EndpointSpec, LocalEndpoint, NetworkSpec, OutsideEndpoint, Segment, Update};
-use crate::{
-    model::{EndpointId, Mac, Name, Netns, Vni},
-    retry::stable_hash,
-};
+use crate::model::{EndpointId, Mac, Name, Netns, Vni, stable_hash};
 
 /// MTU of the gateway bridge and of all that hangs on it, in bytes: Ethernet's.
 const MTU: u32 = 1500;

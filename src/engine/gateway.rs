@@ -25,8 +25,8 @@ use super::{
 };
 use crate::{
     desired::{EndpointSpec, LocalEndpoint, OutsideConfig, OutsideEndpoint, Update},
-    model::{EndpointId, Mac, Netns, Route, Vni},
-    retry::{Retry, stable_hash},
+    model::{EndpointId, Mac, Netns, Route, Vni, stable_hash},
+    retry::Retry,
 };
 
 const FIRST_RETRY: Duration = Duration::from_millis(100);

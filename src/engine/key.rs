@@ -116,7 +116,7 @@ impl Key {
 
     /// A stable number for the jitter of its retries.
     pub(super) fn salt(&self) -> u64 {
-        crate::retry::stable_hash(self.to_string().as_bytes())
+        crate::model::stable_hash(self.to_string().as_bytes())
     }
 }
 

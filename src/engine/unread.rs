@@ -14,8 +14,8 @@ use super::{
     time::Time,
 };
 use crate::{
-    model::EndpointId,
-    retry::{Retry, stable_hash},
+    model::{EndpointId, stable_hash},
+    retry::Retry,
 };
 
 /// The first and the longest pause after reads of one kind that failed.

@@ -18,8 +18,7 @@ use super::{
 };
 use crate::{
     desired::{EndpointSpec, LocalEndpoint, NetworkSpec, Segment, Tunnel, Update},
-    model::{EndpointId, Mac, Vni},
-    retry::stable_hash,
+    model::{EndpointId, Mac, Vni, stable_hash},
 };
 
 /// What a link should be.

@@ -1,6 +1,7 @@
 //! The nouns: names, MAC addresses, VNIs, and the records of the store. A value that exists is valid. [`nft`] has
 //! those of nftables.
 
+mod hash;
 mod mac;
 mod name;
 pub mod nft;
@@ -8,6 +9,7 @@ mod record;
 mod route;
 mod vni;
 
+pub use hash::stable_hash;
 pub use mac::{InvalidMac, Mac};
 pub use name::{InvalidName, Name};
 pub use record::{Endpoint, EndpointId, Netns, Network, Node, Subnet};
