@@ -70,6 +70,8 @@ fn desired(remotes: u32) -> Update {
         addresses: vec!["10.0.0.2/16".parse().unwrap(), "fd00::2/64".parse().unwrap()],
         netns: "/run/netns/test1".into(),
         ifname: "eth0".into(),
+        routes: Vec::new(),
+        outside: true,
     };
     let mut endpoints = vec![(id("n1", "test1"), Some(EndpointSpec::Local(local)))];
     endpoints.extend((3..3 + remotes).map(|n| (id("n2", &format!("e{n}")), Some(remote(n)))));

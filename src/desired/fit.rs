@@ -1,11 +1,11 @@
 //! What an endpoint's record and its network's say together.
 
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use ipnet::IpNet;
 
 use crate::{
-    model::{Mac, Network, Subnet, Vni},
+    model::{Mac, Network, Route, Subnet, Vni},
     schema::{Reason, is_edge},
 };
 
@@ -68,6 +68,23 @@ pub(super) fn gateway_mac(network: &Network, vni: Vni) -> Option<Mac> {
 pub(super) fn with_prefix_len(network: &Network, ip: IpAddr) -> Option<IpNet> {
     let range = subnet_of(network, ip).map(|subnet| &subnet.cidr).or_else(|| unbound_of(network, ip))?;
     IpNet::new(ip, range.prefix_len()).ok()
+}
+
+/// The routes of an endpoint with these addresses: those of its own, then to each other subnet that one of its gateways leads
+/// to, also one that shares its VNI. A range without a gateway on the bridge is led to from nowhere.
+pub(super) fn routes(network: &Network, ips: &[IpAddr], own: &[Route]) -> Vec<Route> {
+    let mut routes: BTreeMap<IpNet, Option<IpAddr>> = BTreeMap::new();
+    for route in own {
+        routes.entry(route.dst).or_insert(route.via);
+    }
+    let home: Vec<&Subnet> = ips.iter().filter_map(|ip| subnet_of(network, *ip)).collect();
+    for subnet in network.subnets.iter().filter(|subnet| !home.iter().any(|home| home.cidr == subnet.cidr)) {
+        let gateway = home.iter().map(|home| home.gateway).find(|via| via.is_ipv4() == subnet.gateway.is_ipv4());
+        if gateway.is_some() {
+            routes.entry(subnet.cidr).or_insert(gateway);
+        }
+    }
+    routes.into_iter().map(|(dst, via)| Route { dst, via }).collect()
 }
 
 fn unbound_of(network: &Network, ip: IpAddr) -> Option<&IpNet> {

@@ -55,6 +55,7 @@ impl Store {
                 before.subnets == after.subnets
                     && before.unbound == after.unbound
                     && before.unallocated == after.unallocated
+                    && before.internal == after.internal
             }
             _ => false,
         };

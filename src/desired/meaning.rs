@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use super::{
     EndpointSpec, LocalEndpoint, NetworkSpec, RemoteEndpoint, Segment,
-    fit::{gateway_mac, with_prefix_len},
+    fit::{gateway_mac, routes, with_prefix_len},
     records::{NetworkState, Standing},
     report::BlockedReason,
     store::Store,
@@ -91,6 +91,10 @@ impl Store {
         let network = &state.record.as_ref()?.value;
         let addresses = value.ip.iter().filter_map(|ip| with_prefix_len(network, *ip)).collect();
         let (netns, ifname) = (path.clone(), inner.ifname.clone());
-        Some(EndpointSpec::Local(LocalEndpoint { vni, mac, addresses, netns, ifname }))
+        let join = value.join.as_deref();
+        let routes = routes(network, &value.ip, join.map_or(&[], |join| &join.routes));
+        // The way outside is asked for by each endpoint of a namespace; Docker's `needDefaultGW` (libnetwork) leaves out these.
+        let outside = !network.internal && !join.is_some_and(|join| join.no_gateway);
+        Some(EndpointSpec::Local(LocalEndpoint { vni, mac, addresses, netns, ifname, routes, outside }))
     }
 }

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 
 use super::{EndpointSpec, LocalEndpoint, RemoteEndpoint, StoreConfig, Update, fit::fit};
 use crate::{
-    model::{Endpoint, EndpointId, Mac, Name, Netns, Network},
+    model::{Endpoint, EndpointId, Mac, Name, Netns, Network, Route},
     schema::{self, Key, Kv, docker},
 };
 
@@ -137,6 +137,23 @@ fn claim(held: &mut BTreeSet<String>, claims: &[String]) -> bool {
     free
 }
 
+/// Every other subnet of a family that the endpoint has a gateway of, unless it has a route there of its own.
+fn naive_routes(network: &Network, ips: &[IpAddr], own: &[Route]) -> Vec<Route> {
+    let mut routes: Vec<Route> = Vec::new();
+    let gateway_of = |ip: &IpAddr| network.subnets.iter().find(|s| s.cidr.contains(ip)).map(|s| s.gateway);
+    let led = network.subnets.iter().filter(|s| !ips.iter().any(|ip| s.cidr.contains(ip))).filter_map(|s| {
+        let via = ips.iter().filter(|ip| ip.is_ipv4() == s.gateway.is_ipv4()).find_map(gateway_of)?;
+        Some(Route { dst: s.cidr, via: Some(via) })
+    });
+    for route in own.iter().copied().chain(led) {
+        if !routes.iter().any(|other| other.dst == route.dst) {
+            routes.push(route);
+        }
+    }
+    routes.sort();
+    routes
+}
+
 /// What should stand on this node, given the last good version of every record.
 pub(super) fn world(config: &StoreConfig, kvs: &[Kv]) -> World {
     let mut held = BTreeSet::new();
@@ -209,7 +226,14 @@ pub(super) fn world(config: &StoreConfig, kvs: &[Kv]) -> World {
                 let ranges = || network.subnets.iter().map(|s| &s.cidr).chain(&network.unbound);
                 let len = |ip: &IpAddr| ranges().find(|range| range.contains(ip)).unwrap().prefix_len();
                 let addresses = endpoint.ip.iter().map(|ip| IpNet::new(*ip, len(ip)).unwrap()).collect();
-                let local = LocalEndpoint { vni, mac, addresses, netns, ifname: endpoint.ifname };
+                let key = (name.clone(), id.endpoint.clone());
+                let record = docs.endpoints.iter().find(|(_, network, id, _)| (network, id) == (&key.0, &key.1));
+                let of_docker = record.filter(|_| docker::is_id(&name)).map(|(.., record)| record);
+                let outside = !network.internal && !of_docker.is_some_and(|record| record.no_gateway);
+                let own = of_docker.map_or(&[][..], |record| &record.routes);
+                let routes = naive_routes(network, &endpoint.ip, own);
+                let ifname = endpoint.ifname;
+                let local = LocalEndpoint { vni, mac, addresses, netns, ifname, routes, outside };
                 specs.insert(id, EndpointSpec::Local(local));
             }
         }

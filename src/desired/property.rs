@@ -33,11 +33,12 @@ fn record() -> impl Strategy<Value = (String, String)> {
             0 => r#","flood":true"#,
             1 => r#","mtu":1400"#,
             2 => r#","port":4790"#,
+            3 => r#","internal":true"#,
             _ => "",
         };
         let second = match shape {
             0 => String::new(),
-            1 => format!(r#",{{"cidr":"fd00::/64","vni":{vni}}}"#),
+            1 => format!(r#",{{"cidr":"fd00::/64","vni":{vni}}},{{"cidr":"fd00:1::/64","vni":{vni}}}"#),
             _ => format!(r#",{{"cidr":"10.0.1.0/24","vni":{}}}"#, vni % 3 + 1),
         };
         let value = format!(r#"{{"subnets":[{{"cidr":"10.0.0.0/24","vni":{vni}}}{second}]{more}}}"#);
@@ -68,6 +69,7 @@ fn docker_record() -> impl Strategy<Value = (String, String)> {
             0 => r#"{"networkType":"bridge"}"#.to_owned(),
             1 => r#"{"networkType":"overlay","inDelete":true}"#.to_owned(),
             2 | 3 => serde_json::json!({"networkType": "overlay", "ipamV6Info": pool}).to_string(),
+            4 => r#"{"networkType":"overlay","internal":true}"#.to_owned(),
             _ => r#"{"networkType":"overlay","name":"w1"}"#.to_owned(),
         };
         (format!("/d/network/{}", id(n)), value)
@@ -93,6 +95,10 @@ fn docker_record() -> impl Strategy<Value = (String, String)> {
             }
             if shape != 6 {
                 fields.push_str(&format!(r#","sandbox":"{}""#, id(sandbox)));
+            }
+            if shape == 8 {
+                let route = format!(r#"{{"Destination":"10.0.1.0/24","NextHop":"10.0.0.{ip}"}}"#);
+                fields.push_str(&format!(r#","joinInfo":{{"StaticRoutes":[{route}],"disableGatewayService":true}}"#));
             }
             let value = if shape == 7 { "{}".to_owned() } else { format!("{{{fields}}}") };
             (format!("/d/endpoint/{}/{}", id(n), id(e)), value)

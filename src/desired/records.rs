@@ -12,7 +12,7 @@ use super::{
     claims::{Claim, Inner, Rank},
 };
 use crate::{
-    model::{Endpoint, EndpointId, Mac, Name, Netns, Network, Vni},
+    model::{Endpoint, EndpointId, Mac, Name, Netns, Network, Route, Vni},
     schema::Key,
 };
 
@@ -58,6 +58,15 @@ pub(super) struct EndpointValue {
     pub(super) ip: Box<[IpAddr]>,
     pub(super) mac: Mac,
     pub(super) inner: Option<Arc<Inner>>,
+    /// What only few say, and only in Docker's layout.
+    pub(super) join: Option<Box<Join>>,
+}
+
+/// What Docker's record says of how the endpoint joins its sandbox.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Join {
+    pub(super) routes: Box<[Route]>,
+    pub(super) no_gateway: bool,
 }
 
 /// How an endpoint stands.
@@ -92,7 +101,7 @@ impl EndpointValue {
         let mac = record.effective_mac().unwrap_or(Mac::ZERO);
         let ifname = record.ifname;
         let inner = record.netns.map(|netns| Arc::new(Inner { netns, ifname }));
-        Self { ip: record.ip.into(), mac, inner }
+        Self { ip: record.ip.into(), mac, inner, join: None }
     }
 
     /// What it claims as an endpoint on this segment.

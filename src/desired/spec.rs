@@ -2,7 +2,7 @@ use std::{collections::BTreeSet, net::IpAddr, path::PathBuf, sync::Arc};
 
 use ipnet::IpNet;
 
-use crate::model::{EndpointId, Mac, Name, Vni};
+use crate::model::{EndpointId, Mac, Name, Route, Vni};
 
 /// One VXLAN segment of a network: a bridge and a VXLAN device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +50,10 @@ pub struct LocalEndpoint {
     pub netns: PathBuf,
     /// Name of the interface in there.
     pub ifname: String,
+    /// Its routes, at most one to a destination, in their order.
+    pub routes: Vec<Route>,
+    /// It asks for an interface to the outside.
+    pub outside: bool,
 }
 
 /// An endpoint behind another VTEP.

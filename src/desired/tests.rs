@@ -336,3 +336,48 @@ fn one_change_among_a_hundred_thousand_endpoints_is_told_alone() {
         assert_eq!(updates["n"].endpoints.len(), 1);
     }
 }
+
+fn routes(update: &Update) -> Vec<String> {
+    let locals = update.endpoints.iter().filter_map(|(_, spec)| match spec {
+        Some(EndpointSpec::Local(local)) => Some(&local.routes),
+        _ => None,
+    });
+    locals.flatten().map(ToString::to_string).collect()
+}
+
+#[test]
+fn an_endpoint_has_routes_to_the_networks_other_subnets_by_its_own_gateways() {
+    let mut store = new_store();
+    let net = |more: &str| {
+        format!(
+            r#"{{"subnets":[{{"cidr":"10.0.0.0/24","vni":7,"gateway":"10.0.0.254"}},{{"cidr":"fd00::/64","vni":7}},
+                {{"cidr":"10.0.1.0/24","vni":7}},{{"cidr":"10.0.2.0/24","vni":8}},{{"cidr":"fd00:0:0:2::/64","vni":8}}{more}]}}"#
+        )
+    };
+    let v4 = r#"{"ip":["10.0.0.2"],"netns":"/run/netns/x"}"#;
+    let mut updates = store.snapshot(10, vec![kv("networks/n", &net(""), 1), kv("endpoints/n/a/e", v4, 2)]);
+    let led = ["10.0.1.0/24 via 10.0.0.254", "10.0.2.0/24 via 10.0.0.254"];
+    assert_eq!(routes(&updates.remove("n").unwrap()), led);
+
+    let both = r#"{"ip":["10.0.0.2","fd00::2"],"netns":"/run/netns/x"}"#;
+    let mut updates = store.changes(11, vec![put("endpoints/n/a/e", both, 2, 11)]);
+    assert_eq!(routes(&updates.remove("n").unwrap()), [&led[..], &["fd00:0:0:2::/64 via fd00::1"]].concat());
+
+    // The subnets are the network's: with one more every endpoint of this host is told.
+    let mut updates = store.changes(12, vec![put("networks/n", &net(r#",{"cidr":"10.9.0.0/16","vni":9}"#), 1, 12)]);
+    let update = updates.remove("n").unwrap();
+    assert_eq!(routes(&update), [&led[..], &["10.9.0.0/16 via 10.0.0.254", "fd00:0:0:2::/64 via fd00::1"]].concat());
+}
+
+#[test]
+fn endpoints_of_an_internal_network_ask_for_no_way_outside() {
+    let (mut store, update) = two_nodes();
+    let outside = |update: &Update| match &update.endpoints[0].1 {
+        Some(EndpointSpec::Local(local)) => local.outside,
+        other => panic!("{other:?}"),
+    };
+    assert!(outside(&update));
+    let internal = NET.replace("]}", r#"],"internal":true}"#);
+    let mut updates = store.changes(11, vec![put("networks/n", &internal, 2, 11)]);
+    assert!(!outside(&updates.remove("n").unwrap()));
+}

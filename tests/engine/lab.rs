@@ -53,6 +53,8 @@ pub fn local() -> EndpointSpec {
         addresses: vec!["10.0.0.2/24".parse().unwrap(), "fd00::2/64".parse().unwrap()],
         netns: TEST1.into(),
         ifname: "eth0".into(),
+        routes: Vec::new(),
+        outside: true,
     })
 }
 

@@ -6,7 +6,7 @@ use super::{Docker, decode};
 use crate::{
     desired::{
         claims::{Inner, Rank},
-        records::{EndpointValue, Held},
+        records::{EndpointValue, Held, Join},
         store::Store,
     },
     model::{EndpointId, Mac, Name, Netns},
@@ -100,7 +100,9 @@ fn value_of(record: &docker::Endpoint, number: u32) -> Option<EndpointValue> {
         let ifname = format!("{}{number}", record.prefix);
         Arc::new(Inner { netns: Netns::Path(netns), ifname })
     });
-    (!record.ip.is_empty()).then(|| EndpointValue { ip: record.ip.clone().into(), mac, inner })
+    let join = Join { routes: record.routes.clone().into(), no_gateway: record.no_gateway };
+    let join = (join != Join::default()).then(|| Box::new(join));
+    (!record.ip.is_empty()).then(|| EndpointValue { ip: record.ip.clone().into(), mac, inner, join })
 }
 
 impl Docker {

@@ -325,3 +325,34 @@ fn names_that_collide_are_told_apart_by_the_identifier() {
     assert!(store.take_renamed());
     assert_eq!(shown(&store, '1'), id('1'));
 }
+
+fn routes_and_outside(update: &Update) -> (Vec<String>, bool) {
+    let [(_, Some(EndpointSpec::Local(local)))] = update.endpoints.as_slice() else { panic!("{:?}", update.endpoints) };
+    (local.routes.iter().map(ToString::to_string).collect(), local.outside)
+}
+
+#[test]
+fn static_routes_come_before_those_to_other_subnets_and_no_gateway_service_is_no_way_outside() {
+    let mut store = store();
+    let subnets = [subnet(0, 256), subnet(1, 257), subnet(2, 258)].join(",");
+    put(&mut store, vec![overlay('1', &subnets, 2, 2), network('1', "demo", 3)]);
+    let written = |join: &str, revision: i64| {
+        let value = format!(
+            r#"{{"ep_iface":{{"addr":"10.0.0.2/24"}},"locator":"192.168.0.1","sandbox":"{}","joinInfo":{join}}}"#,
+            id('c')
+        );
+        kv(&format!("{D}/endpoint/{}/{}", id('1'), id('a')), &value, 4, revision)
+    };
+    let update = |store: &mut Store, kv| put(store, vec![kv]).remove(id('1').as_str()).unwrap();
+    let plain = r#"{"StaticRoutes":null,"disableGatewayService":false}"#;
+    let led = ["10.0.1.0/24 via 10.0.0.1", "10.0.2.0/24 via 10.0.0.1"].map(str::to_owned).to_vec();
+    assert_eq!(routes_and_outside(&update(&mut store, written(plain, 4))), (led.clone(), true));
+    let own = r#"{"StaticRoutes":[{"Destination":{"IP":"0.0.0.0","Mask":"AAAAAA=="},"RouteType":0,"NextHop":"10.0.0.9"},
+        {"Destination":{"IP":"10.0.1.0","Mask":"////AA=="},"RouteType":0,"NextHop":"10.0.0.8"}],"disableGatewayService":true}"#;
+    let both = ["0.0.0.0/0 via 10.0.0.9", "10.0.1.0/24 via 10.0.0.8", "10.0.2.0/24 via 10.0.0.1"].map(str::to_owned);
+    assert_eq!(routes_and_outside(&update(&mut store, written(own, 5))), (both.to_vec(), false));
+    assert_eq!(routes_and_outside(&update(&mut store, written("null", 6))), (led.clone(), true));
+    let internal = r#"{"name":"demo","networkType":"overlay","internal":true}"#;
+    let internal = kv(&format!("{D}/network/{}", id('1')), internal, 3, 7);
+    assert_eq!(routes_and_outside(&update(&mut store, internal)), (led, false));
+}

@@ -2,12 +2,12 @@
 
 use std::{net::IpAddr, path::PathBuf};
 
-use super::{MAX_VALUE, text};
+use super::{MAX_VALUE, flag, route::static_route, text};
 use crate::{
-    model::Mac,
+    model::{Mac, Route},
     schema::{
         Reason, Rejected,
-        json::Fields,
+        json::{Field, Fields},
         native::{bounded, checked_unicast, endpoint_mac},
     },
 };
@@ -19,6 +19,8 @@ const SHORT_ID: usize = 12;
 const DEFAULT_PREFIX: &str = "eth";
 /// With its number the name must fit into the kernel's 15 characters.
 const MAX_PREFIX: usize = 10;
+/// The most static routes of an endpoint: one to each other subnet of the largest network, and some more.
+const MAX_ROUTES: usize = 256;
 
 /// What the record of an endpoint says. Docker writes it early and completes it later.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +35,10 @@ pub struct Endpoint {
     pub netns: Option<PathBuf>,
     /// What the name of its interface begins with.
     pub prefix: String,
+    /// Routes of its own, the first to each destination.
+    pub routes: Vec<Route>,
+    /// It asks for no interface to the outside.
+    pub no_gateway: bool,
 }
 
 /// Decodes an endpoint.
@@ -61,7 +67,12 @@ pub fn endpoint(key: &[u8], value: &[u8]) -> Result<Endpoint, Rejected> {
         }
         None => None,
     };
-    let mut endpoint = Endpoint { ip: Vec::new(), mac: None, locator, netns, prefix: DEFAULT_PREFIX.to_owned() };
+    let (routes, no_gateway) = match fields.take("joinInfo") {
+        Some(join) => joined(join)?,
+        None => (Vec::new(), false),
+    };
+    let prefix = DEFAULT_PREFIX.to_owned();
+    let mut endpoint = Endpoint { ip: Vec::new(), mac: None, locator, netns, prefix, routes, no_gateway };
     let Some(interface) = fields.take("ep_iface") else { return Ok(endpoint) };
     let mut interface = interface.object()?;
     if let Some(ip) = address(&mut interface, "addr")? {
@@ -76,6 +87,18 @@ pub fn endpoint(key: &[u8], value: &[u8]) -> Result<Endpoint, Rejected> {
         endpoint.prefix = prefix;
     }
     Ok(endpoint)
+}
+
+/// Static routes, and whether there is to be no gateway.
+fn joined(join: Field<'_>) -> Result<(Vec<Route>, bool), Rejected> {
+    let mut join = join.object()?;
+    let mut routes: Vec<Route> = Vec::new();
+    let list = join.take("StaticRoutes").map_or(Ok(Vec::new()), |list| list.list_of(0, MAX_ROUTES))?;
+    for item in list {
+        let route = static_route(item)?;
+        routes.extend(route.filter(|route| !routes.iter().any(|other| other.dst == route.dst)));
+    }
+    Ok((routes, flag(&mut join, "disableGatewayService")?))
 }
 
 /// An address that may stand with its prefix length.

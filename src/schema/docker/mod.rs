@@ -6,6 +6,7 @@ mod key;
 mod locator;
 mod network;
 mod overlay;
+mod route;
 
 pub use endpoint::{Endpoint, endpoint};
 pub use key::{Key, is_id};
