@@ -51,7 +51,8 @@ struct Pair {
     seed: u64,
 }
 
-/// Whether a link's next IPv4 address of a subnet takes the place of the first; new namespaces have it from the host.
+/// Whether a link's next IPv4 address of a subnet takes the place of the first; new namespaces have it from the host, and
+/// whether they forward.
 fn set_promotion(netns: &str, promote: bool) {
     let path = format!("/run/netns/{netns}");
     std::thread::spawn(move || {
@@ -61,6 +62,7 @@ fn set_promotion(netns: &str, promote: bool) {
             let path = format!("/proc/sys/net/ipv4/conf/{which}/promote_secondaries");
             std::fs::write(&path, if promote { "1" } else { "0" }).expect("a writable /proc/sys");
         }
+        std::fs::write("/proc/sys/net/ipv4/ip_forward", "0").expect("a writable /proc/sys");
     })
     .join()
     .unwrap();

@@ -150,6 +150,11 @@ impl<K: Ord + Clone, D: Fits<O> + PartialEq, O: PartialEq> Table<K, D, O> {
         self.rows.range(range).filter(|(_, sides)| sides.observed.is_some()).map(|(key, _)| key.clone()).collect()
     }
 
+    /// The keys of a range that are desired.
+    pub fn desired_in(&self, range: impl RangeBounds<K>) -> Vec<K> {
+        self.rows.range(range).filter(|(_, sides)| sides.desired.is_some()).map(|(key, _)| key.clone()).collect()
+    }
+
     /// All objects that are desired or observed, in order.
     pub fn iter(&self) -> impl Iterator<Item = (&K, &Sides<D, O>)> {
         self.rows.iter()

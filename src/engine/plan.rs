@@ -1,6 +1,6 @@
 //! From differences to operations. The plan carries no choices: each operation says all that the kernel needs.
 //!
-//! Order: namespace, links, addresses, rows; what should not be there goes last, and rows that go with their link are not
+//! Order: namespace, links, addresses, rows, routes; what should not be there goes last, and rows that go with their link are not
 //! removed one by one. Each phase is sent, and read where it cannot be known from the acknowledgement, before the next is
 //! planned.
 
@@ -16,7 +16,7 @@ use super::{
 use crate::model::EndpointId;
 
 /// At most so many operations are sent before events are looked at again (also the limit of one send).
-const BATCH: usize = 256;
+pub(super) const BATCH: usize = 256;
 
 /// An operation and what it is for.
 #[derive(Clone, Debug)]
@@ -32,10 +32,12 @@ impl Network {
     pub(super) fn plan(&self, now: Time) -> Vec<Planned> {
         let phases = [
             Self::plan_netns,
+            Self::plan_forwarding,
             Self::plan_link_removals,
             Self::plan_links,
             Self::plan_addresses,
             Self::plan_rows,
+            Self::plan_routes,
             Self::plan_netns_removal,
         ];
         phases.iter().map(|phase| phase(self, now)).find(|planned| !planned.is_empty()).unwrap_or_default()
@@ -46,12 +48,12 @@ impl Network {
         self.settling.contains(key) || self.troubles.holds(key, now) || self.drift.holds(key, now)
     }
 
-    fn ours(&self) -> bool {
+    pub(super) fn ours(&self) -> bool {
         matches!(self.netns, Netns::Ours(_))
     }
 
     /// The operation with its cause, unless the object rests.
-    fn planned(&self, key: Key, action: Action, cause: Cause, op: Op, now: Time) -> Option<Planned> {
+    pub(super) fn planned(&self, key: Key, action: Action, cause: Cause, op: Op, now: Time) -> Option<Planned> {
         let cause = if self.drift.is_open(&key) { Cause::Repair } else { cause };
         (!self.held(&key, now)).then_some(Planned { op, key, action, cause })
     }
@@ -241,7 +243,7 @@ impl Network {
         Place::Inner(self.locals.get(endpoint).map(|local| local.spec.netns.clone()).unwrap_or_default())
     }
 
-    fn place_of(&self, id: &LinkId) -> Place {
+    pub(super) fn place_of(&self, id: &LinkId) -> Place {
         match id {
             LinkId::Inner(endpoint) => self.inner_place(endpoint),
             _ => Place::Overlay,

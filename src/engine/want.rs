@@ -226,7 +226,8 @@ impl Network {
             spec.iter().flat_map(|spec| &spec.segments).map(|segment| (segment.vni, segment.clone())).collect()
         };
         let (old, new) = (segments(&self.spec), segments(&spec));
-        self.spec = spec;
+        let before = std::mem::replace(&mut self.spec, spec);
+        self.want_link_locals(before.as_deref());
         for (vni, segment) in &old {
             for gateway in &segment.gateways {
                 if new.get(vni).is_none_or(|new| !new.gateways.contains(gateway)) {
@@ -243,6 +244,7 @@ impl Network {
                 self.want_address(&(LinkId::Bridge(*vni), *gateway), Some(()));
             }
         }
+        self.want_forwarding();
         self.refresh_links();
         if self.unnumbered() && matches!(self.netns, Netns::Ours(_)) {
             self.unread.links.get_or_insert(ReadCause::Own);
@@ -273,6 +275,9 @@ impl Network {
                 for net in &local.addresses {
                     self.want_address(&(LinkId::Inner(id.clone()), *net), wired.then_some(()));
                 }
+                if wanted {
+                    self.refresh_routes(&local.netns);
+                }
                 if wired {
                     self.refresh_local(id);
                 } else {
@@ -289,7 +294,7 @@ impl Network {
         }
     }
 
-    fn want_address(&mut self, key: &(LinkId, IpNet), want: Option<()>) {
+    pub(super) fn want_address(&mut self, key: &(LinkId, IpNet), want: Option<()>) {
         if self.addresses.want(key, want) {
             self.desired_moved(&Key::Address(key.0.clone(), key.1));
         }
@@ -322,6 +327,8 @@ impl Network {
                     self.by_path.remove(&local.spec.netns);
                 }
             }
+            self.want_routes(id, &[]);
+            self.refresh_routes(&local.spec.netns);
             self.unread.inner.remove(id);
             self.unread.looks.remove(id);
             self.by_outer_name.remove(&self.outer_name_of(id));

@@ -3,7 +3,7 @@
 
 use std::os::fd::AsFd;
 
-use netlink_packet_core::{Emitable, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkSerializable as _};
+use netlink_packet_core::{Emitable, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkSerializable};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::{
@@ -97,7 +97,11 @@ impl RouteSocket {
     }
 
     /// Sends a dump request and hands each message's kind and body on.
-    pub(super) fn dump(&mut self, message: RouteNetlinkMessage, mut each: impl FnMut(u16, &[u8])) -> Result<(), Error> {
+    pub(super) fn dump(
+        &mut self,
+        message: impl NetlinkSerializable,
+        mut each: impl FnMut(u16, &[u8]),
+    ) -> Result<(), Error> {
         self.drop_leftovers();
         let sequence = self.next_sequence();
         let mut bytes = Vec::new();
@@ -267,11 +271,11 @@ fn outcome(message: &Message<'_>) -> Result<(), Error> {
     Err(Error::new(Errno::from_raw(code.saturating_neg()), text.unwrap_or_default()))
 }
 
-fn message_length(message: &RouteNetlinkMessage) -> usize {
-    NETLINK_HEADER_LEN + Emitable::buffer_len(message).next_multiple_of(4)
+fn message_length(message: &impl NetlinkSerializable) -> usize {
+    NETLINK_HEADER_LEN + message.buffer_len().next_multiple_of(4)
 }
 
-fn append(bytes: &mut Vec<u8>, message: &RouteNetlinkMessage, flags: u16, sequence: u32) {
+fn append(bytes: &mut Vec<u8>, message: &impl NetlinkSerializable, flags: u16, sequence: u32) {
     let length = message_length(message);
     let mut header = NetlinkHeader::default();
     header.length = u32::try_from(length).unwrap_or(u32::MAX);
@@ -283,7 +287,7 @@ fn append(bytes: &mut Vec<u8>, message: &RouteNetlinkMessage, flags: u16, sequen
     if let Some((head, body)) = bytes.get_mut(start..).and_then(|space| space.split_at_mut_checked(NETLINK_HEADER_LEN))
     {
         header.emit(head);
-        if let Some(body) = body.get_mut(..Emitable::buffer_len(message)) {
+        if let Some(body) = body.get_mut(..message.buffer_len()) {
             message.serialize(body);
         }
     }

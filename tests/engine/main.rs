@@ -12,6 +12,7 @@
 mod faults;
 #[allow(unreachable_pub, reason = "shared by the parts of this test")]
 mod lab;
+mod routes;
 #[allow(unreachable_pub, reason = "shared by several tests")]
 #[path = "../support/sim_kernel/mod.rs"]
 mod sim_kernel;

@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::json as value;
 use vtepd::{
-    engine::{Address, FailureKind, InnerAt, InnerState, Kernel, LinkChange, LinkKind, Op, Place, Port},
+    engine::{Address, FailureKind, InnerAt, InnerLink, InnerState, Kernel, LinkChange, LinkKind, Op, Place, Port},
     kernel::NetworkKernel,
 };
 
@@ -28,7 +28,10 @@ fn a_veth_pair_stands_in_both_namespaces_by_one_message() {
         ..LinkChange::default()
     };
     let place = Place::Inner(inner_at("test1").netns);
-    let InnerState::Netns { link: Some((eth0, _)), .. } = inner(&mut kernel, inner_at("test1")) else { panic!() };
+    let InnerState::Netns { link: Some(InnerLink { link: eth0, .. }), .. } = inner(&mut kernel, inner_at("test1"))
+    else {
+        panic!()
+    };
     let net = "10.0.0.2/24".parse().unwrap();
     let net6 = "fd00::2/64".parse().unwrap();
     let up = LinkChange { up: Some(true), ..LinkChange::default() };
@@ -54,7 +57,9 @@ fn a_veth_pair_stands_in_both_namespaces_by_one_message() {
 
     let outer = link(&mut kernel, "veth2");
     assert_eq!((outer.port, outer.master, outer.mtu, outer.group), (Some(port), Some(br0), 1450, GROUP));
-    let InnerState::Netns { nsid, link: Some((eth0, addresses)), .. } = inner(&mut kernel, inner_at("test1")) else {
+    let InnerState::Netns { nsid, link: Some(InnerLink { link: eth0, addresses, .. }), .. } =
+        inner(&mut kernel, inner_at("test1"))
+    else {
         panic!()
     };
     assert_eq!(outer.kind, LinkKind::Veth { peer: Some(eth0.ifindex), peer_nsid: nsid });
