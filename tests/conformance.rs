@@ -51,13 +51,15 @@ struct Pair {
     seed: u64,
 }
 
-/// Whether a link's next IPv4 address of a subnet takes the place of the first; new namespaces have it from the host.
+/// Whether a link's next IPv4 address of a subnet takes the place of the first; new namespaces have it from the host, and
+/// whether they forward.
 fn set_promotion(netns: &str, promote: bool) {
     let path = format!("/run/netns/{netns}");
     std::thread::spawn(move || {
         let file = std::fs::File::open(&path).unwrap();
         nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
         promote_here(promote);
+        std::fs::write("/proc/sys/net/ipv4/ip_forward", "0").expect("a writable /proc/sys");
     })
     .join()
     .unwrap();

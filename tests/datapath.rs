@@ -10,6 +10,8 @@
     reason = "a test ends where something is not as it should be"
 )]
 
+#[path = "datapath/routes.rs"]
+mod routes;
 mod support;
 
 use std::{
@@ -200,6 +202,7 @@ fn picture() -> String {
         "ip -n test1 -br link",
         "ip -n test1 -br addr",
         "ip -n test1 route",
+        "ip -n test1 -6 route",
     ] {
         let output = run(command);
         let mut lines: Vec<String> = output.lines().map(without_indices).collect();

@@ -32,8 +32,8 @@ use sim_etcd::SimEtcd;
 use sim_kernel::{Chance, Faults, SimKernel, SimLink};
 use vtepd::{
     desired::{Store, StoreConfig, Update},
-    engine::{Config, Home, LinkChange, LinkKind, Network, Note, Op, Place, Time, Turn, turn},
-    model::{Mac, Name, Netns},
+    engine::{Config, Family, Forwarding, Home, LinkChange, LinkKind, Network, Note, Op, Place, Time, Turn, turn},
+    model::{Mac, Name, Netns, Route},
 };
 
 const GROUP: u32 = 0x76;
@@ -195,7 +195,9 @@ impl World {
                 let second = if self.chance.below(2) == 0 {
                     format!(r#",{{"cidr":"10.{number}.1.0/24","vni":{}}}"#, 200 + number)
                 } else {
-                    format!(r#",{{"cidr":"fd0{number}::/64","vni":{}}}"#, 100 + number)
+                    let other = format!(r#",{{"cidr":"fd0{number}:1::/64","vni":{}}}"#, 200 + number);
+                    let other = if self.chance.below(2) == 0 { other } else { String::new() };
+                    format!(r#",{{"cidr":"fd0{number}::/64","vni":{}}}{other}"#, 100 + number)
                 };
                 let flood = self.chance.below(3) == 0;
                 let value = format!(
@@ -281,6 +283,28 @@ impl World {
             _ => LinkChange { mtu: Some(900), ..LinkChange::default() },
         };
         let vxlan = matches!(link.link.kind, LinkKind::Vxlan(_));
+        if chance.below(12) == 0 {
+            let family = if chance.below(2) == 0 { Family::V4 } else { Family::V6 };
+            let to = [None, Some(Forwarding::Partly), Some(Forwarding::Everywhere)][chance.below(3)];
+            let done = kernel.set_forwarding(family, to);
+            self.history.push(format!("foreign on {host}/{network}: forwarding {family:?} {to:?}: {done:?}"));
+            return;
+        }
+        if let Place::Inner(path) = &place
+            && chance.below(3) == 0
+        {
+            let routes = &kernel.containers[path].links[&index].routes;
+            let wanted = routes.iter().next().map(|(dst, (via, ..))| Route { dst: *dst, via: *via });
+            let other = Route { dst: IpNet::new([10, 77, 0, 0].into(), 16).unwrap(), via: None };
+            let done = match (wanted, chance.below(4)) {
+                (Some(route), 0) => kernel.foreign(&Op::DeleteRoute { place, ifindex: index, route }),
+                (Some(route), 1) => kernel.spoil_route(&place, index, Route { via: None, ..route }, true),
+                (Some(route), 2) => kernel.spoil_route(&place, index, route, false),
+                _ => kernel.foreign(&Op::AddRoute { place, ifindex: index, route: other }),
+            };
+            self.history.push(format!("foreign on {host}/{network}: route: {done:?}"));
+            return;
+        }
         let flooded = chance.pick(&link.flood.values().flatten().copied().collect::<Vec<_>>()).copied();
         let op = match chance.below(15) {
             0 if vxlan => Op::PutFdb { ifindex, mac, dst: IpAddr::from([192, 0, 2, 1]) },
@@ -433,6 +457,7 @@ fn picture(kernel: &SimKernel) -> Vec<String> {
         ));
         let head = format!("{place} {kind}");
         lines.extend(l.addresses.keys().map(|net| format!("{head} addr {net}")));
+        lines.extend(l.routes.iter().map(|(dst, how)| format!("{head} route {dst} {how:?}")));
         lines.extend(l.fdb.iter().map(|(mac, row)| format!("{head} fdb {mac} {row:?}")));
         lines.extend(
             l.flood
@@ -446,14 +471,19 @@ fn picture(kernel: &SimKernel) -> Vec<String> {
     for link in overlay.links.values() {
         describe("overlay", link);
     }
+    let forwarding = overlay.forwarding.iter().map(|(family, how)| format!("overlay forwards {family:?} {how:?}"));
+    let forwarding: Vec<String> = forwarding.collect();
     for (path, ns) in &kernel.containers {
         for link in ns.links.values() {
             let mut link = link.clone();
             // An address that somebody added inside a container is the container's own.
             link.addresses.retain(|net, _| net.addr() != IpAddr::from([10, 9, 9, 9]));
+            // So is a route that somebody made to where none of ours belongs.
+            link.routes.retain(|_, (_, ours, _)| *ours);
             describe(&path.to_string(), &link);
         }
     }
+    lines.extend(forwarding);
     lines.sort();
     lines
 }

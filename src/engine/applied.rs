@@ -4,6 +4,7 @@ use super::{
     delta::Cause,
     key::{Key, LinkId},
     network::{BridgeRowSeen, NeighbourSeen, Network, TunnelSeen},
+    object::{Forwarding, RouteRow},
     plan::Planned,
     report::Note,
     seam::{Action, Failure, FailureKind, LinkRef, Op, Place},
@@ -47,6 +48,17 @@ impl Network {
             }
             (Op::DeleteAddress { .. }, Key::Address(id, net)) => {
                 self.saw_address(&(id.clone(), *net), None, ReadCause::Own);
+                self.address_taken(id);
+            }
+            (Op::AddRoute { route, .. } | Op::ReplaceRoute { route, .. }, Key::Route(id, dst)) => {
+                let seen = RouteRow { route: *route, ours: true, plain: true, alone: true };
+                self.routes.saw(&(id.clone(), *dst), Some(seen), Cause::Change);
+            }
+            (Op::DeleteRoute { .. }, Key::Route(id, dst)) => {
+                self.routes.saw(&(id.clone(), *dst), None, Cause::Change);
+            }
+            (Op::SetForwarding { on, .. }, Key::Forwarding(family)) => {
+                self.forwarding.saw(family, on.then_some(Forwarding::Everywhere), Cause::Change);
             }
             (Op::PutFdb { dst, .. }, Key::Tunnel(key)) => {
                 let seen = TunnelSeen { dst: Some(*dst), plain: true };
@@ -80,6 +92,15 @@ impl Network {
             _ => {}
         }
         if matches!(planned.op, Op::ReclaimVni { .. }) {
+            return;
+        }
+        // What is left to the destination shows when it is read.
+        if let (Action::Replace, Op::DeleteRoute { .. }, Key::Route(LinkId::Inner(endpoint), _)) =
+            (planned.action, &planned.op, &planned.key)
+        {
+            self.unread.inner(endpoint.clone(), ReadCause::Own);
+            self.settling.insert(planned.key.clone());
+            self.drift.wrote(planned.key.clone());
             return;
         }
         // Links and the namespace are known only when they are read; what was not done at once is then tried after a pause.
@@ -159,6 +180,14 @@ impl Network {
             Op::AddLink(_) | Op::SetLink { .. } | Op::DeleteLink { .. } => {
                 if let Key::Link(id) = &planned.key {
                     self.link_written(id, &planned.op, planned.cause);
+                }
+            }
+            Op::SetForwarding { .. } => {
+                self.unread.forwarding = self.unread.forwarding.max(Some(ReadCause::Foreign));
+            }
+            Op::AddRoute { .. } | Op::ReplaceRoute { .. } | Op::DeleteRoute { .. } => {
+                if let Key::Route(LinkId::Inner(endpoint), _) = &planned.key {
+                    self.unread.inner(endpoint.clone(), ReadCause::Foreign);
                 }
             }
             Op::AddAddress { place, ifindex, .. } | Op::DeleteAddress { place, ifindex, .. } => match &planned.key {

@@ -199,6 +199,8 @@ impl Network {
             },
             Key::Link(id) => of(&self.links, id),
             Key::Address(id, net) => of(&self.addresses, &(id.clone(), *net)),
+            Key::Route(id, dst) => of(&self.routes, &(id.clone(), *dst)),
+            Key::Forwarding(family) => of(&self.forwarding, family),
             Key::Tunnel(key) => of(self.tunnel_rows(key), key),
             Key::BridgeRow(key) => of(&self.bridge_rows, key),
             Key::Neighbour(key) => of(&self.neighbours, key),
@@ -208,9 +210,9 @@ impl Network {
     /// Whether the endpoint's namespace has to be looked at once more: a container that ended is no drift.
     pub(super) fn waits_for_its_namespace(&self, key: &Key) -> bool {
         match key {
-            Key::Link(LinkId::Outer(id) | LinkId::Inner(id)) | Key::Address(LinkId::Inner(id), _) => {
-                self.unread.looks.contains_key(id)
-            }
+            Key::Link(LinkId::Outer(id) | LinkId::Inner(id))
+            | Key::Address(LinkId::Inner(id), _)
+            | Key::Route(LinkId::Inner(id), _) => self.unread.looks.contains_key(id),
             _ => false,
         }
     }
@@ -221,12 +223,19 @@ impl Network {
             return true;
         }
         match key {
-            Key::Netns => false,
+            Key::Netns | Key::Forwarding(_) => false,
             Key::Link(LinkId::Inner(id)) => self.link_missing(&LinkId::Outer(id.clone())),
             Key::Link(LinkId::Bridge(vni)) => self.followed_a_port(*vni),
             Key::Link(id) => self.links.get(id).is_some_and(|sides| self.only_lost_its_bridge(id, sides)),
             Key::Address(id, net) => {
                 self.link_missing(id) || (net.addr().is_ipv6() && self.link_has(id, |link| !link.up || link.mtu < 1280))
+            }
+            // Those of a link that is down go without a word, and IPv4's with the link's last address.
+            Key::Route(id, dst) => {
+                let v4 = dst.addr().is_ipv4();
+                self.link_missing(id)
+                    || self.link_has(id, |link| !link.up || (!v4 && link.mtu < 1280))
+                    || (v4 && !self.has_v4_address(id))
             }
             Key::Tunnel(key) => self.link_missing(&LinkId::Vxlan(key.vni)),
             Key::BridgeRow(key) => self.port_lost(key),

@@ -8,7 +8,7 @@ use super::{
     delta::Cause,
     key::{Key, LinkId, NeighbourKey},
     network::{InnerStatus, Local, Network},
-    object::{Address, InnerState, Link, LinkKind},
+    object::{Address, InnerLink, InnerState, Link, LinkKind},
     time::Time,
     unread::ReadCause,
 };
@@ -20,7 +20,7 @@ const LOOKS: u32 = 10;
 impl Network {
     /// The addresses of a link, all of them.
     pub(super) fn observe_addresses(&mut self, id: &LinkId, addresses: &[Address], cause: ReadCause) {
-        let known = self.addresses.observed_in(addresses_of(id));
+        let known = self.addresses.observed_in(on_link(id));
         let mut seen = BTreeSet::new();
         for address in addresses {
             let key = (id.clone(), address.net);
@@ -52,15 +52,16 @@ impl Network {
     }
 
     pub(super) fn has_v4_address(&self, id: &LinkId) -> bool {
-        self.addresses.observed_in(addresses_of(id)).iter().any(|(_, net)| net.addr().is_ipv4())
+        self.addresses.observed_in(on_link(id)).iter().any(|(_, net)| net.addr().is_ipv4())
     }
 
-    /// In the overlay namespace every address is ours but link-local ones. In an endpoint's namespace others may add theirs:
+    /// In the overlay namespace every address is ours, of link-local ones only those that we make. In an endpoint's namespace others may add theirs:
     /// ours are those with our number, and the endpoint's own whatever their prefix length.
     pub(super) fn address_is_ours(&self, id: &LinkId, address: &Address) -> bool {
         let ip = address.net.addr();
         if matches!(ip, std::net::IpAddr::V6(v6) if v6.is_unicast_link_local()) {
-            return false;
+            return !matches!(id, LinkId::Inner(_))
+                && (address.ours || self.addresses.get(&(id.clone(), address.net)).is_some());
         }
         match id {
             LinkId::Inner(endpoint) => {
@@ -106,9 +107,9 @@ impl Network {
                 if another {
                     // The container was replaced by another one: what went with the old one is no drift.
                     self.drift.absolve(|key| match key {
-                        Key::Link(LinkId::Outer(of) | LinkId::Inner(of)) | Key::Address(LinkId::Inner(of), _) => {
-                            *of == id
-                        }
+                        Key::Link(LinkId::Outer(of) | LinkId::Inner(of))
+                        | Key::Address(LinkId::Inner(of), _)
+                        | Key::Route(LinkId::Inner(of), _) => *of == id,
                         _ => false,
                     });
                     for end in [LinkId::Outer(id.clone()), LinkId::Inner(id.clone())] {
@@ -124,7 +125,7 @@ impl Network {
         &mut self,
         id: &EndpointId,
         nsid: Option<i32>,
-        link: Option<(Link, Vec<Address>)>,
+        link: Option<InnerLink>,
         cause: ReadCause,
     ) {
         let inner = LinkId::Inner(id.clone());
@@ -139,15 +140,16 @@ impl Network {
             (LinkKind::Veth { .. }, None) => !on_host && link.group == self.config.group,
             _ => false,
         };
-        match link.filter(|(link, _)| is_ours(link)) {
-            Some((link, addresses)) => {
+        match link.filter(|found| is_ours(&found.link)) {
+            Some(InnerLink { link, addresses, routes }) => {
                 // What a link holds that was not seen before is history.
                 let known = self.links.observed_of(&inner).is_some();
-                let of_addresses = if known { cause } else { ReadCause::First };
+                let of_held = if known { cause } else { ReadCause::First };
                 if self.links.saw(&inner, Some(link), cause.into()) && cause == ReadCause::Foreign {
                     self.drift.suspect(Key::Link(inner.clone()));
                 }
-                self.observe_addresses(&inner, &addresses, of_addresses);
+                self.observe_addresses(&inner, &addresses, of_held);
+                self.observe_routes(&inner, &routes, of_held);
             }
             None => {
                 self.suspect_link(&inner, cause);
@@ -163,8 +165,8 @@ impl Network {
     }
 }
 
-/// The range of a link's addresses.
-fn addresses_of(id: &LinkId) -> RangeInclusive<(LinkId, IpNet)> {
+/// The range of what hangs on a link by its prefix: addresses, routes.
+pub(super) fn on_link(id: &LinkId) -> RangeInclusive<(LinkId, IpNet)> {
     let least = IpNet::V4(Ipv4Net::default());
     let most = IpNet::V6(Ipv6Net::from(Ipv6Addr::from([0xff; 16])));
     (id.clone(), least)..=(id.clone(), most)

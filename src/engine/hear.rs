@@ -4,7 +4,7 @@
 use super::{
     key::{BridgeRowKey, LinkId, NeighbourKey},
     network::{Home, NeighbourSeen, Network, TunnelSeen},
-    object::{FdbRow, Neighbour},
+    object::{FdbRow, Forwarding, Neighbour},
     report::Note,
     rows::tunnel_key,
     seam::{Event, FdbPoint, LinkRef},
@@ -31,6 +31,12 @@ impl Network {
             Event::LinkGone(ifindex) | Event::Addresses(ifindex) => {
                 if self.by_index.contains_key(&ifindex) {
                     self.unread.link(LinkRef::Index(ifindex), ReadCause::Foreign);
+                }
+            }
+            Event::Forwarding(family, on) => {
+                let seen = self.forwarding.observed_of(&family);
+                if seen != on.then_some(&Forwarding::Everywhere) {
+                    self.unread.forwarding = self.unread.forwarding.max(Some(ReadCause::Foreign));
                 }
             }
             Event::Fdb(row) => self.hear_fdb(&row, true),

@@ -84,6 +84,25 @@ impl NeighbourKey {
     }
 }
 
+/// A family of addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// Both of them.
+    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
+
+    /// The family of an address.
+    pub const fn of(ip: IpAddr) -> Self {
+        if ip.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+}
+
 /// Any object of a network.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Key {
@@ -93,6 +112,10 @@ pub enum Key {
     Link(LinkId),
     /// An address on a link.
     Address(LinkId, IpNet),
+    /// A route out of a link, by its destination.
+    Route(LinkId, IpNet),
+    /// The overlay namespace forwards packets of this family.
+    Forwarding(Family),
     /// A row of a VXLAN device.
     Tunnel(TunnelKey),
     /// A row of a bridge.
@@ -108,6 +131,7 @@ impl Key {
             Self::Netns => Kind::Netns,
             Self::Link(_) => Kind::Link,
             Self::Address(..) => Kind::Address,
+            Self::Route(..) | Self::Forwarding(_) => Kind::Route,
             Self::Tunnel(key) if key.dst.is_some() => Kind::Flood,
             Self::Tunnel(_) | Self::BridgeRow(_) => Kind::Fdb,
             Self::Neighbour(_) => Kind::Neighbour,
@@ -139,6 +163,9 @@ impl fmt::Display for Key {
             Self::Netns => write!(f, "overlay namespace"),
             Self::Link(link) => link.fmt(f),
             Self::Address(link, net) => write!(f, "address {net} on the {link}"),
+            Self::Route(link, dst) => write!(f, "route to {dst} of the {link}"),
+            Self::Forwarding(Family::V4) => write!(f, "IPv4 forwarding of the overlay namespace"),
+            Self::Forwarding(Family::V6) => write!(f, "IPv6 forwarding of the overlay namespace"),
             Self::Tunnel(TunnelKey { vni, mac, dst: None }) => write!(f, "FDB row {mac} of VNI {vni}"),
             Self::Tunnel(TunnelKey { vni, mac, dst: Some(dst) }) => write!(f, "FDB row {mac} to {dst} of VNI {vni}"),
             Self::BridgeRow(BridgeRowKey { vni: Vni::GATEWAY, mac }) => write!(f, "row {mac} of the gateway bridge"),
@@ -157,7 +184,7 @@ pub enum Kind {
     Link,
     /// Addresses.
     Address,
-    /// Routes.
+    /// Routes of endpoints, and that the overlay namespace forwards.
     Route,
     /// Forwarding rows with one destination.
     Fdb,

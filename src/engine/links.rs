@@ -228,6 +228,7 @@ impl Network {
             self.lose_bridge_rows(ifindex, cause);
         }
         self.observe_addresses(id, &[], ReadCause::Own);
+        self.observe_routes(id, &[], ReadCause::Own);
         match id {
             LinkId::Vxlan(vni) => {
                 for key in self.tunnels.observed_in(TunnelKey::all_of(*vni)) {

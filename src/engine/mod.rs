@@ -20,6 +20,7 @@ mod object;
 mod observe;
 mod plan;
 mod report;
+mod routes;
 mod rows;
 mod seam;
 mod time;
@@ -31,11 +32,11 @@ use crate::desired::Update;
 
 pub use delta::{Cause, Fits, Sides, Table};
 pub use gateway::Gateway;
-pub use key::{BridgeRowKey, Key, Kind, LinkId, NeighbourKey, TunnelKey};
+pub use key::{BridgeRowKey, Family, Key, Kind, LinkId, NeighbourKey, TunnelKey};
 pub use network::{Config, Effect, Home, Network};
 pub use object::{
-    ADDRESS_PROTOCOL, Address, FdbRow, InnerAt, InnerState, Link, LinkKind, NEIGHBOUR_PROTOCOL, Neighbour, NetnsId,
-    NetnsState, Port, VxlanAttributes,
+    ADDRESS_PROTOCOL, Address, FdbRow, Forwarding, InnerAt, InnerLink, InnerState, Link, LinkKind, NEIGHBOUR_PROTOCOL,
+    Neighbour, NetnsId, NetnsState, Port, ROUTE_PROTOCOL, RouteRow, VxlanAttributes,
 };
 pub use report::{Blocked, DriftReason, Note, Summary};
 pub use seam::{

@@ -13,8 +13,8 @@ use ipnet::IpNet;
 use super::{
     delta::{Fits, Table},
     drift::Drift,
-    key::{BridgeRowKey, Key, Kind, LinkId, NeighbourKey, TunnelKey},
-    object::{Link, LinkKind, NetnsId},
+    key::{BridgeRowKey, Family, Key, Kind, LinkId, NeighbourKey, TunnelKey},
+    object::{Forwarding, Link, LinkKind, NetnsId, RouteRow},
     plan::Planned,
     report::{Blocked, Note, Summary},
     seam::{Op, Query},
@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     desired::{EndpointSpec, LocalEndpoint, NetworkSpec},
-    model::{EndpointId, Mac, Name, Vni},
+    model::{EndpointId, Mac, Name, Route, Vni},
 };
 
 /// What an engine needs to know of its surroundings.
@@ -193,6 +193,9 @@ pub struct Network {
     pub(super) links: Table<LinkId, LinkWant, Link>,
     /// Observed: whether the address carries our protocol number.
     pub(super) addresses: Table<(LinkId, IpNet), (), bool>,
+    /// By link and destination.
+    pub(super) routes: Table<(LinkId, IpNet), Route, RouteRow>,
+    pub(super) forwarding: Table<Family, Forwarding>,
     /// Rows of VXLAN devices with one destination.
     pub(super) tunnels: Table<TunnelKey, IpAddr, TunnelSeen>,
     /// Rows of their flood lists.
@@ -235,6 +238,8 @@ impl Network {
             by_index: BTreeMap::new(),
             links: Table::default(),
             addresses: Table::default(),
+            routes: Table::default(),
+            forwarding: Table::default(),
             tunnels: Table::default(),
             flood_rows: Table::default(),
             bridge_rows: Table::default(),
@@ -355,6 +360,8 @@ impl Network {
             && self.unread.is_empty()
             && self.links.in_sync()
             && self.addresses.in_sync()
+            && self.routes.in_sync()
+            && self.forwarding.in_sync()
             && self.tunnels.in_sync()
             && self.flood_rows.in_sync()
             && self.bridge_rows.in_sync()
@@ -373,6 +380,8 @@ impl Network {
         };
         count(Kind::Link, self.links.desired_len(), self.links.observed_len());
         count(Kind::Address, self.addresses.desired_len(), self.addresses.observed_len());
+        count(Kind::Route, self.routes.desired_len(), self.routes.observed_len());
+        count(Kind::Route, self.forwarding.desired_len(), self.forwarding.observed_len());
         count(Kind::Fdb, self.tunnels.desired_len(), self.tunnels.observed_len());
         count(Kind::Flood, self.flood_rows.desired_len(), self.flood_rows.observed_len());
         count(Kind::Fdb, self.bridge_rows.desired_len(), self.bridge_rows.observed_len());

@@ -4,13 +4,16 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::model::{Mac, Netns};
+use crate::model::{Mac, Netns, Route};
 
 /// `NDA_PROTOCOL` of our neighbour entries: who made them, readable with `ip -d neigh` (a number without a name in `rt_protos`).
 pub const NEIGHBOUR_PROTOCOL: u8 = 0x76;
 
 /// `IFA_PROTO` of our addresses (Linux 5.18; older kernels ignore it), readable with `ip -d addr`.
 pub const ADDRESS_PROTOCOL: u8 = 0x76;
+
+/// `rtm_protocol` of our routes: who made them, readable with `ip route` (a number without a name in `rt_protos`).
+pub const ROUTE_PROTOCOL: u8 = 0x76;
 
 /// Identity of a network namespace: an inode number is reused only after the namespace is gone, a path names whatever is bound there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -148,6 +151,40 @@ pub struct Neighbour {
     pub ours: bool,
 }
 
+/// A unicast route of the main table out of a link, with the metric that ours have (0 for IPv4, 1024 for IPv6). Those that the
+/// kernel makes by itself, to the subnets of addresses or because of what routers say, are none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RouteRow {
+    /// Where it leads, and how.
+    pub route: Route,
+    /// `rtm_protocol` is ours.
+    pub ours: bool,
+    /// Exactly the form that we write and nothing more, the protocol aside.
+    pub plain: bool,
+    /// No other route leads there with this metric, out of whatever link.
+    pub alone: bool,
+}
+
+/// Whether a namespace forwards packets of a family, as far as it does (`net.ipv4.conf.*.forwarding`, `net.ipv6.conf.*.forwarding`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forwarding {
+    /// From and to all links, also those to come.
+    Everywhere,
+    /// It is on for some and off for others.
+    Partly,
+}
+
+/// The container's end of a local endpoint with what hangs on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InnerLink {
+    /// The link.
+    pub link: Link,
+    /// Its addresses.
+    pub addresses: Vec<Address>,
+    /// The routes out of it, in the kernel's order.
+    pub routes: Vec<RouteRow>,
+}
+
 /// Where the container's end of a local endpoint is, or is to be.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct InnerAt {
@@ -172,7 +209,7 @@ pub enum InnerState {
         id: NetnsId,
         /// Its identifier as seen from the overlay namespace, when one is assigned.
         nsid: Option<i32>,
-        /// The link asked for: by index where that was given, else by name; with its addresses.
-        link: Option<(Link, Vec<Address>)>,
+        /// The link asked for: by index where that was given, else by name.
+        link: Option<InnerLink>,
     },
 }

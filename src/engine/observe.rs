@@ -33,6 +33,7 @@ impl Network {
             (Query::Link(asked), Ok(Answer::Links(links, addresses))) => {
                 self.observe_link(&asked, links.first(), &addresses, cause);
             }
+            (Query::Forwarding, Ok(Answer::Forwarding(seen))) => self.observe_forwarding(&seen, cause),
             (Query::Inner(_), Ok(Answer::Inner(state))) => self.observe_inner(state, cause, now),
             (Query::FdbDump(ifindex), Ok(Answer::Fdb(rows))) => self.observe_fdb_dump(ifindex, &rows, cause),
             (Query::FdbRows(points), Ok(Answer::Fdb(rows))) => self.observe_fdb_rows(&points, &rows, cause),
@@ -67,7 +68,7 @@ impl Network {
             Query::FdbDump(ifindex) | Query::NeighbourDump(ifindex) => self.look_again(*ifindex),
             Query::FdbRows(points) => points.iter().for_each(|point| self.look_again(point.ifindex)),
             Query::NeighbourRows(points) => points.iter().for_each(|(ifindex, _)| self.look_again(*ifindex)),
-            Query::Netns | Query::Links | Query::Link(_) => {}
+            Query::Netns | Query::Links | Query::Link(_) | Query::Forwarding => {}
         }
         let gone = failure.kind == FailureKind::NotFound;
         let message = failure.message.clone();
@@ -107,6 +108,7 @@ impl Network {
             Netns::Ours(_) => {
                 self.troubles.over(&Key::Netns);
                 self.unread.links = Some(ReadCause::First);
+                self.unread.forwarding = Some(ReadCause::First);
                 self.unread.all_rows = Some(ReadCause::First);
                 for id in self.locals.keys() {
                     self.unread.inner(id.clone(), ReadCause::First);
@@ -131,6 +133,7 @@ impl Network {
             self.observe_gone(id, Cause::Repair);
         }
         self.by_index.clear();
+        self.observe_forwarding(&[], ReadCause::Own);
         self.refresh_links();
     }
 }

@@ -1,6 +1,6 @@
 //! From differences to operations. The plan carries no choices: each operation says all that the kernel needs.
 //!
-//! Order: namespace, links, addresses, rows; what should not be there goes last, and rows that go with their link are not
+//! Order: namespace, links, addresses, rows, routes; what should not be there goes last, and rows that go with their link are not
 //! removed one by one. Each phase is sent, and read where it cannot be known from the acknowledgement, before the next is
 //! planned.
 
@@ -15,7 +15,7 @@ use super::{
 };
 
 /// At most so many operations are sent before events are looked at again (also the limit of one send).
-const BATCH: usize = 256;
+pub(super) const BATCH: usize = 256;
 
 /// An operation and what it is for.
 #[derive(Clone, Debug)]
@@ -31,10 +31,12 @@ impl Network {
     pub(super) fn plan(&self, now: Time) -> Vec<Planned> {
         let phases = [
             Self::plan_netns,
+            Self::plan_forwarding,
             Self::plan_link_removals,
             Self::plan_links,
             Self::plan_addresses,
             Self::plan_rows,
+            Self::plan_routes,
             Self::plan_netns_removal,
         ];
         phases.iter().map(|phase| phase(self, now)).find(|planned| !planned.is_empty()).unwrap_or_default()
@@ -45,7 +47,7 @@ impl Network {
         self.settling.contains(key) || self.troubles.holds(key, now) || self.drift.holds(key, now)
     }
 
-    fn ours(&self) -> bool {
+    pub(super) fn ours(&self) -> bool {
         matches!(self.netns, Netns::Ours(_))
     }
 
@@ -234,7 +236,7 @@ impl Network {
         (change != LinkChange::default()).then_some(Op::SetLink { place, ifindex: link.ifindex, change })
     }
 
-    fn place_of(&self, id: &LinkId) -> Option<Place> {
+    pub(super) fn place_of(&self, id: &LinkId) -> Option<Place> {
         match id {
             LinkId::Inner(endpoint) => self.locals.get(endpoint).map(|local| Place::Inner(local.spec.netns.clone())),
             _ => Some(Place::Overlay),

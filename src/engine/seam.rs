@@ -5,8 +5,11 @@ use std::{fmt, net::IpAddr, path::PathBuf};
 use ipnet::IpNet;
 use thiserror::Error;
 
-use super::object::{Address, FdbRow, InnerAt, InnerState, Link, Neighbour, NetnsState};
-use crate::model::{Mac, Netns};
+use super::{
+    key::Family,
+    object::{Address, FdbRow, Forwarding, InnerAt, InnerState, Link, Neighbour, NetnsState},
+};
+use crate::model::{Mac, Netns, Route};
 
 /// A network's kernel: its overlay namespace, and through it the ends in its endpoints' namespaces.
 ///
@@ -56,6 +59,8 @@ pub enum Query {
     Links,
     /// One link of the overlay namespace and its addresses; no link in the answer when it is not there. [`Answer::Links`].
     Link(LinkRef),
+    /// Which families the overlay namespace forwards. Answered by [`Answer::Forwarding`].
+    Forwarding,
     /// The container's end of an endpoint. Answered by [`Answer::Inner`].
     Inner(InnerAt),
     /// All rows of the link's own table and of its bridge's that point to it. The answer proves presence, never absence. [`Answer::Fdb`].
@@ -75,6 +80,8 @@ pub enum Answer {
     Netns(NetnsState),
     /// To [`Query::Links`] and [`Query::Link`].
     Links(Vec<Link>, Vec<Address>),
+    /// To [`Query::Forwarding`]; families that are not forwarded at all are missing.
+    Forwarding(Vec<(Family, Forwarding)>),
     /// To [`Query::Inner`].
     Inner(InnerState),
     /// To [`Query::FdbDump`] and [`Query::FdbRows`].
@@ -94,6 +101,8 @@ pub enum Event {
     LinkGone(u32),
     /// The addresses of a link of the overlay namespace changed.
     Addresses(u32),
+    /// Forwarding of this family was turned on or off, everywhere or for one link.
+    Forwarding(Family, bool),
     /// A forwarding row was written.
     Fdb(FdbRow),
     /// A forwarding row went away.
@@ -253,6 +262,41 @@ pub enum Op {
         ifindex: u32,
         /// Address and prefix length.
         net: IpNet,
+    },
+    /// Turn forwarding of a family on or off in the overlay namespace, for all links and those to come.
+    SetForwarding {
+        /// The family.
+        family: Family,
+        /// On or off.
+        on: bool,
+    },
+    /// Add a route to the main table, with our `rtm_protocol` and the family's own metric. [`FailureKind::Exists`] where a route
+    /// leads there with that metric.
+    AddRoute {
+        /// Where the link is.
+        place: Place,
+        /// The link's index there.
+        ifindex: u32,
+        /// The route.
+        route: Route,
+    },
+    /// The same in place of the first route that leads there with that metric, out of whatever link.
+    ReplaceRoute {
+        /// Where the link is.
+        place: Place,
+        /// The link's index there.
+        ifindex: u32,
+        /// The route.
+        route: Route,
+    },
+    /// Remove the route out of this link that leads there in this way, with that metric. One that is not there is no error.
+    DeleteRoute {
+        /// Where the link is.
+        place: Place,
+        /// The link's index there.
+        ifindex: u32,
+        /// The route.
+        route: Route,
     },
     /// Add or overwrite a VXLAN device's row for one MAC address.
     PutFdb {

@@ -43,6 +43,7 @@ pub(super) struct Unread {
     pub(super) links: Option<ReadCause>,
     pub(super) link: BTreeMap<LinkRef, ReadCause>,
     pub(super) inner: BTreeMap<EndpointId, ReadCause>,
+    pub(super) forwarding: Option<ReadCause>,
     fdb_dumps: BTreeMap<u32, ReadCause>,
     neighbour_dumps: BTreeMap<u32, ReadCause>,
     /// Rows to look up again. Their links are looked at after them, before a difference is judged.
@@ -81,7 +82,8 @@ impl Unread {
 
     /// Nothing is left to read but rows that could not be read: what is known of all else can be judged.
     pub(super) fn only_rows_left(&self) -> bool {
-        let structure = |query: &Query| matches!(query, Query::Netns | Query::Links | Query::Link(_));
+        let structure =
+            |query: &Query| matches!(query, Query::Netns | Query::Links | Query::Link(_) | Query::Forwarding);
         self.all_asked() && !self.deferred.iter().any(|deferred| structure(&deferred.query))
     }
 
@@ -90,6 +92,7 @@ impl Unread {
             && self.links.is_none()
             && self.link.is_empty()
             && self.inner.is_empty()
+            && self.forwarding.is_none()
             && self.fdb_dumps.is_empty()
             && self.neighbour_dumps.is_empty()
             && self.fdb.is_empty()
@@ -102,7 +105,8 @@ impl Unread {
     pub(super) fn first_outstanding(&self) -> bool {
         let dumps = self.fdb_dumps.values().chain(self.neighbour_dumps.values()).copied();
         let deferred = self.deferred.iter().map(|deferred| deferred.cause);
-        let mut causes = [self.netns, self.links, self.all_rows].into_iter().flatten().chain(dumps).chain(deferred);
+        let mut causes =
+            [self.netns, self.links, self.forwarding, self.all_rows].into_iter().flatten().chain(dumps).chain(deferred);
         causes.any(|cause| cause == ReadCause::First)
     }
 
@@ -133,6 +137,7 @@ impl Unread {
                 Query::Netns => self.netns = self.netns.max(Some(cause)),
                 Query::Links => self.links = self.links.max(Some(cause)),
                 Query::Link(link) => self.link(link, cause),
+                Query::Forwarding => self.forwarding = self.forwarding.max(Some(cause)),
                 Query::FdbDump(ifindex) => self.fdb_dump(ifindex, cause),
                 Query::NeighbourDump(ifindex) => self.neighbour_dump(ifindex, cause),
                 Query::FdbRows(points) => self.fdb.extend(points),
@@ -158,6 +163,7 @@ impl Unread {
     pub(super) fn everything(&mut self) {
         self.links = self.links.max(Some(ReadCause::Foreign));
         self.all_rows = self.all_rows.max(Some(ReadCause::Foreign));
+        self.forwarding = self.forwarding.max(Some(ReadCause::Foreign));
     }
 
     /// Nothing of the overlay namespace can be read: it is gone.
@@ -236,6 +242,12 @@ impl Network {
         if let Some((link, cause)) = self.unread.link.pop_first() {
             return Some((Query::Link(link), cause));
         }
+        // Whether the host forwards is not ours to say.
+        if let Some(cause) = self.unread.forwarding.take()
+            && !self.config.home.is_host()
+        {
+            return Some((Query::Forwarding, cause));
+        }
         if let Some(cause) = self.unread.all_rows.take() {
             for (ifindex, id) in &self.by_index {
                 match id {
@@ -301,6 +313,7 @@ const fn kind_of(query: &Query) -> &'static str {
         Query::Links => "links",
         Query::Link(_) => "link",
         Query::Inner(_) => "endpoint's interface",
+        Query::Forwarding => "forwarding",
         Query::FdbDump(_) => "FDB",
         Query::FdbRows(_) => "FDB rows",
         Query::NeighbourDump(_) => "neighbour table",

@@ -243,7 +243,8 @@ impl Network {
             spec.iter().flat_map(|spec| &spec.segments).map(|segment| (segment.vni, segment.clone())).collect()
         };
         let (old, new) = (segments(&self.spec), segments(&spec));
-        self.spec = spec;
+        let before = std::mem::replace(&mut self.spec, spec);
+        self.want_link_locals(before.as_deref());
         for vni in old.keys().chain(new.keys()) {
             let floods = |segment: Option<&Segment>| segment?.tunnel.filter(|t| t.flood).map(|t| t.local);
             if floods(old.get(vni)) != floods(new.get(vni)) {
@@ -266,6 +267,7 @@ impl Network {
                 self.want_address(&(LinkId::Bridge(*vni), *gateway), Some(()));
             }
         }
+        self.want_forwarding();
         self.refresh_links();
         if self.unnumbered() && matches!(self.netns, Netns::Ours(_)) {
             self.unread.links.get_or_insert(ReadCause::Own);
@@ -298,6 +300,9 @@ impl Network {
                 for net in &local.addresses {
                     self.want_address(&(LinkId::Inner(id.clone()), *net), wired.then_some(()));
                 }
+                if wanted {
+                    self.refresh_routes(&local.netns);
+                }
                 if wired {
                     self.refresh_local(id);
                 } else {
@@ -314,7 +319,7 @@ impl Network {
         }
     }
 
-    fn want_address(&mut self, key: &(LinkId, IpNet), want: Option<()>) {
+    pub(super) fn want_address(&mut self, key: &(LinkId, IpNet), want: Option<()>) {
         if self.addresses.want(key, want) {
             self.desired_moved(&Key::Address(key.0.clone(), key.1));
         }
@@ -351,6 +356,8 @@ impl Network {
                     self.by_path.remove(path);
                 }
             }
+            self.want_routes(id, &[]);
+            self.refresh_routes(&local.spec.netns);
             self.unread.inner.remove(id);
             self.unread.looks.remove(id);
             self.by_outer_name.remove(&self.outer_name_of(id));

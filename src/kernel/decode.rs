@@ -146,7 +146,7 @@ fn addr_gen_none(spec: &[u8]) -> bool {
     mode.is_none_or(|mode| mode == IN6_ADDR_GEN_MODE_NONE)
 }
 
-fn ip(value: &[u8]) -> Option<IpAddr> {
+pub(super) fn ip(value: &[u8]) -> Option<IpAddr> {
     <[u8; 4]>::try_from(value).map(IpAddr::from).or_else(|_| <[u8; 16]>::try_from(value).map(IpAddr::from)).ok()
 }
 

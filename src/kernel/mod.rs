@@ -6,6 +6,7 @@
 mod decode;
 mod encode;
 mod error;
+mod forwarding;
 mod host;
 mod inner;
 mod monitor;
@@ -14,6 +15,7 @@ pub mod nft;
 mod ops;
 mod queries;
 mod reclaim;
+mod routes;
 mod socket;
 mod underlay;
 mod wire;
@@ -213,6 +215,9 @@ impl Kernel for NetworkKernel {
             Query::Netns => self.look().map(Answer::Netns),
             Query::Links => self.overlay().and_then(|overlay| queries::links(&mut overlay.socket)),
             Query::Link(link) => self.overlay().and_then(|overlay| queries::link(&mut overlay.socket, link)),
+            Query::Forwarding => {
+                self.overlay().and_then(|overlay| forwarding::read(&mut overlay.socket)).map(Answer::Forwarding)
+            }
             Query::Inner(at) => queries::inner(self.overlay.as_mut(), &self.config.netns_roots, at),
             Query::FdbDump(ifindex) => self.overlay().and_then(|overlay| queries::fdb(&mut overlay.socket, *ifindex)),
             Query::FdbRows(points) => self.overlay().and_then(|overlay| queries::fdb_rows(&mut overlay.socket, points)),

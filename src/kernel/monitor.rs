@@ -16,6 +16,7 @@ use nix::{
 use super::{
     decode::{self, Row},
     error::{Because as _, Error},
+    forwarding::{self, RTM_NEWNETCONF},
     socket::raise_buffer,
     wire::{self, Message},
 };
@@ -32,6 +33,8 @@ pub(super) const IPV4_IFADDR: u32 = libc::RTNLGRP_IPV4_IFADDR;
 pub(super) const IPV6_IFADDR: u32 = libc::RTNLGRP_IPV6_IFADDR;
 const IPV4_ROUTE: u32 = libc::RTNLGRP_IPV4_ROUTE;
 const IPV6_ROUTE: u32 = libc::RTNLGRP_IPV6_ROUTE;
+const IPV4_NETCONF: u32 = libc::RTNLGRP_IPV4_NETCONF;
+const IPV6_NETCONF: u32 = libc::RTNLGRP_IPV6_NETCONF;
 
 /// The event sockets of an overlay namespace.
 #[derive(Debug)]
@@ -56,7 +59,8 @@ impl Monitor {
     /// Opens the sockets in the namespace of the calling thread.
     pub(super) fn open() -> Result<Self, Error> {
         let open = || -> std::io::Result<Self> {
-            let (overlay, full_buffer) = subscribe(NETLINK_ROUTE, &[LINK, NEIGH, IPV4_IFADDR, IPV6_IFADDR], false)?;
+            let groups = [LINK, NEIGH, IPV4_IFADDR, IPV6_IFADDR, IPV4_NETCONF, IPV6_NETCONF];
+            let (overlay, full_buffer) = subscribe(NETLINK_ROUTE, &groups, false)?;
             let (inner, _) = subscribe(NETLINK_ROUTE, &[LINK, IPV4_IFADDR, IPV6_IFADDR, IPV4_ROUTE, IPV6_ROUTE], true)?;
             Ok(Self { overlay, inner, full_buffer })
         };
@@ -205,6 +209,7 @@ fn heard(message: &Message<'_>, port: u32, drained: &mut Drained) {
             }
         }
         libc::RTM_NEWADDR | libc::RTM_DELADDR => decode::address_ifindex(body).map(Event::Addresses),
+        RTM_NEWNETCONF => forwarding::decode(body).map(|(family, on)| Event::Forwarding(family, on)),
         libc::RTM_NEWNEIGH | libc::RTM_DELNEIGH => {
             let gone = message.kind == libc::RTM_DELNEIGH;
             match decode::row(body) {

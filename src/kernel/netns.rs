@@ -176,9 +176,18 @@ pub(super) fn create(path: &Path, mark: &str) -> Result<Held, Error> {
 /// a while starts anew with the namespace's default (addrconf_notify, net/ipv6/addrconf.c). Where `/proc/sys` is read-only the
 /// device's own setting has to do.
 ///
+/// Where a packet leaves by the link that it came from, as between two subnets of one VNI, its sender shall not be told to go
+/// another way (the greater of `all`'s and the link's own value counts, which is that of `default` when the link is made). IPv6
+/// redirects come from link-local addresses, which bridges of ours do not have.
+///
 /// And with its first IPv4 address of a subnet a device shall not lose the others (inet_del_ifa, net/ipv4/devinet.c).
 fn set_defaults() {
-    for (file, value) in [("ipv6/conf/default/addr_gen_mode", "1"), ("ipv4/conf/all/promote_secondaries", "1")] {
+    for (file, value) in [
+        ("ipv6/conf/default/addr_gen_mode", "1"),
+        ("ipv4/conf/all/promote_secondaries", "1"),
+        ("ipv4/conf/all/send_redirects", "0"),
+        ("ipv4/conf/default/send_redirects", "0"),
+    ] {
         if let Err(error) = fs::write(Path::new("/proc/sys/net").join(file), value) {
             tracing::debug!(%error, file, "cannot set the namespace's default");
         }

@@ -8,9 +8,11 @@ use nix::errno::Errno;
 use super::{
     NetworkKernel, encode,
     error::Error,
+    forwarding,
     inner::{self, Opened},
     netns::Held,
     reclaim::{self, Lost},
+    routes,
     socket::{MOST_MESSAGES, Request, RouteSocket},
 };
 use crate::{
@@ -74,6 +76,14 @@ impl Run<'_> {
                 self.socket(place)?.call_one(encode::add_address(*ifindex, *net)).map(drop)
             }
             Op::DeleteAddress { place, ifindex, net } => self.delete(place, encode::delete_address(*ifindex, *net)),
+            Op::SetForwarding { family, on } => self.kernel.overlay()?.netns.enter(|| forwarding::set(*family, *on)),
+            Op::AddRoute { place, ifindex, route } => {
+                self.socket(place)?.call_one(routes::add(*ifindex, *route)).map(drop)
+            }
+            Op::ReplaceRoute { place, ifindex, route } => {
+                self.socket(place)?.call_one(routes::replace(*ifindex, *route)).map(drop)
+            }
+            Op::DeleteRoute { place, ifindex, route } => self.delete(place, routes::delete(*ifindex, *route)),
             Op::PutFdb { .. }
             | Op::DeleteFdb { .. }
             | Op::PutBridgeRow { .. }
@@ -91,7 +101,7 @@ impl Run<'_> {
             other => other?,
         };
         match socket.call_one(request) {
-            Err(error) if matches!(error.errno, Errno::ENODEV | Errno::EADDRNOTAVAIL) => Ok(()),
+            Err(error) if matches!(error.errno, Errno::ENODEV | Errno::EADDRNOTAVAIL | Errno::ESRCH) => Ok(()),
             other => other.map(drop),
         }
     }

@@ -10,9 +10,10 @@ use super::{
     encode,
     error::Error,
     inner::{self, Opened},
+    routes,
     socket::{Bodies, MOST_MESSAGES, RouteSocket},
 };
-use crate::engine::{Address, Answer, FdbPoint, InnerAt, InnerState, Link, LinkRef};
+use crate::engine::{Address, Answer, FdbPoint, InnerAt, InnerLink, InnerState, Link, LinkRef};
 
 /// All links and addresses.
 pub(super) fn links(socket: &mut RouteSocket) -> Result<Answer, Error> {
@@ -57,7 +58,13 @@ pub(super) fn inner(overlay: Option<&mut Overlay>, roots: &[PathBuf], at: &Inner
         Opened::Refused(reason) => InnerState::Refused(reason),
         Opened::Netns(held, mut socket) => {
             let link = at.ifindex.map_or_else(|| LinkRef::Name(at.ifname.clone()), LinkRef::Index);
-            let link = one_link(&mut socket, &link)?;
+            let link = match one_link(&mut socket, &link)? {
+                Some((link, addresses)) => {
+                    let routes = routes::of_link(&mut socket, link.ifindex)?;
+                    Some(InnerLink { link, addresses, routes })
+                }
+                None => None,
+            };
             let nsid = match overlay {
                 Some(overlay) => inner::nsid(&mut overlay.socket, &held)?,
                 None => None,

@@ -113,7 +113,11 @@ impl<M: Protocol> RequestSocket<M> {
     }
 
     /// Sends a dump request and hands each message's kind and body on.
-    pub(super) fn dump(&mut self, message: M, mut each: impl FnMut(u16, &[u8])) -> Result<(), Error> {
+    pub(super) fn dump(
+        &mut self,
+        message: impl NetlinkSerializable,
+        mut each: impl FnMut(u16, &[u8]),
+    ) -> Result<(), Error> {
         self.drop_leftovers();
         let sequence = self.next_sequence();
         let mut bytes = Vec::new();

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use vtepd::{
-    engine::{InnerAt, LinkChange, NewLink, Op, Place, Port},
-    model::Mac,
+    engine::{Family, InnerAt, LinkChange, NewLink, Op, Place, Port},
+    model::{Mac, Route},
 };
 
 use super::{
@@ -30,6 +30,11 @@ const ADDRESSES: [&str; 9] = [
     "fd00::77/64",
     "fd01::1/128",
 ];
+/// The last is a subnet of addresses, to which the kernel itself makes a route.
+const DESTINATIONS: [&str; 4] = ["10.2.0.0/16", "fd02::/64", "0.0.0.0/0", "10.0.0.0/24"];
+/// Nobody's address here, so that it can be a gateway.
+const GATEWAYS: [&str; 3] = ["10.0.0.99", "10.0.0.98", "10.9.0.1"];
+const GATEWAYS_V6: [&str; 3] = ["fd00::99", "fd00::98", "fd09::1"];
 const GROUP: u32 = 0x76;
 
 fn ip(text: &str) -> IpAddr {
@@ -143,13 +148,18 @@ fn op(chance: &mut Chance, twins: &Twins) -> Op {
             Op::DeleteLink { place: twins.place(ifindex), ifindex }
         }
         180..440 => set_link(chance, twins),
-        440..580 => {
+        440..510 => route(chance, twins),
+        510..516 => {
+            let family = if chance.per_mille(500) { Family::V4 } else { Family::V6 };
+            Op::SetForwarding { family, on: chance.per_mille(500) }
+        }
+        516..620 => {
             let ifindex = link(chance, twins, &[Bridge, Bridge, Vxlan, Inner]);
             let (place, net): (Place, IpNet) = (twins.place(ifindex), pick(chance, &ADDRESSES).parse().unwrap());
             let add = chance.per_mille(600);
             if add { Op::AddAddress { place, ifindex, net } } else { Op::DeleteAddress { place, ifindex, net } }
         }
-        580..720 => {
+        620..720 => {
             let (ifindex, mac) = (link(chance, twins, &[Vxlan]), pick(chance, &endpoint_macs()));
             let dst = ip(pick(chance, &["192.0.2.1", "192.0.2.2", "192.0.2.1", "192.0.2.3", "2001:db8::1"]));
             let one = (mac.is_zero() && chance.per_mille(700)).then_some(dst);
@@ -171,6 +181,22 @@ fn op(chance: &mut Chance, twins: &Twins) -> Op {
         985..990 => Op::ReclaimVni { vni: pick(chance, &[256, 257]), port: 4789, group: GROUP },
         990..995 => Op::DeleteNetns,
         _ => Op::CreateNetns,
+    }
+}
+
+fn route(chance: &mut Chance, twins: &Twins) -> Op {
+    let ifindex = link(chance, twins, &[Role::Inner]);
+    let place = twins.place(ifindex);
+    let dst: IpNet = pick(chance, &DESTINATIONS).parse().unwrap();
+    let via = pick(chance, if dst.addr().is_ipv4() { &GATEWAYS } else { &GATEWAYS_V6 });
+    let route = Route { dst, via: chance.per_mille(850).then(|| ip(via)) };
+    // Replacing, the kernel would also take its own route, which the engine never asks for.
+    let own = dst.addr().is_ipv4() && dst.prefix_len() == 24;
+    match chance.below(10) {
+        0..5 => Op::AddRoute { place, ifindex, route },
+        5..7 if !own => Op::ReplaceRoute { place, ifindex, route },
+        _ if own => Op::AddRoute { place, ifindex, route },
+        _ => Op::DeleteRoute { place, ifindex, route },
     }
 }
 

@@ -7,8 +7,8 @@ use std::{
 };
 
 use vtepd::engine::{
-    Address, Answer, Event, Failure, FdbPoint, FdbRow, InnerAt, InnerState, Kernel, Link, LinkKind, LinkRef, Neighbour,
-    NetnsState, Query,
+    Address, Answer, Event, Failure, FdbPoint, FdbRow, InnerAt, InnerLink, InnerState, Kernel, Link, LinkKind, LinkRef,
+    Neighbour, NetnsState, Query,
 };
 
 use super::{
@@ -31,6 +31,7 @@ pub fn picture(kernel: &mut dyn Kernel, side: Side, twins: &Twins) -> Picture {
     let containers = containers(kernel);
     let mut view = View { kernel, side, twins, containers, picture: Picture::new() };
     view.netns();
+    view.forwarding();
     view.links();
     for (handle, twin) in &twins.all {
         if twin.alive && twin.container.is_none() {
@@ -82,6 +83,18 @@ impl View<'_> {
     fn netns(&mut self) {
         let ours = matches!(self.kernel.read(&Query::Netns), Ok(Answer::Netns(NetnsState::Ours(_))));
         self.put("netns".into(), ours);
+    }
+
+    fn forwarding(&mut self) {
+        match self.kernel.read(&Query::Forwarding) {
+            Ok(Answer::Forwarding(seen)) => {
+                for (family, forwarding) in seen {
+                    self.put(format!("forwarding {family:?}"), forwarding);
+                }
+            }
+            Ok(other) => panic!("{other:?}"),
+            Err(failure) => self.failed("forwarding", &failure),
+        }
     }
 
     /// A link in the words of both sides; its peer is in the other namespace.
@@ -183,9 +196,10 @@ impl View<'_> {
                 Ok(Answer::Inner(InnerState::Netns { link: None, .. })) if ifindex.is_some() => continue,
                 Ok(Answer::Inner(InnerState::Netns { nsid, link, .. })) => {
                     known = nsid.is_some();
-                    let link = link.map(|(link, addresses)| {
+                    let link = link.map(|InnerLink { link, addresses, mut routes }| {
+                        routes.sort_by_key(|row| row.route);
                         let addresses = self.addresses(&addresses, link.ifindex);
-                        (self.name(link.ifindex, Some(container)), self.link(&link, Some(container)), addresses)
+                        (self.name(link.ifindex, Some(container)), self.link(&link, Some(container)), addresses, routes)
                     });
                     format!("{asked}: {link:?}")
                 }
@@ -221,6 +235,7 @@ pub fn heard(kernel: &mut dyn Kernel, side: Side, twins: &Twins) -> BTreeSet<Str
         Event::Fdb(_) | Event::FdbGone(_) => None,
         Event::Neighbour(row) | Event::NeighbourGone(row) => Some(neighbour_key(&row, &of(row.ifindex))),
         Event::Inner { nsid, .. } => containers.get(&nsid).map(|container| format!("inner {container}")),
+        Event::Forwarding(family, _) => Some(format!("forwarding {family:?}")),
         // Paths are not this kernel's to watch.
         Event::Netns | Event::Path(_) => None,
         Event::Overrun | Event::InnerOverrun => panic!("an overrun"),

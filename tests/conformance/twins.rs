@@ -142,13 +142,16 @@ impl Twins {
             Op::DeleteLink { ifindex, .. }
             | Op::AddAddress { ifindex, .. }
             | Op::DeleteAddress { ifindex, .. }
+            | Op::AddRoute { ifindex, .. }
+            | Op::ReplaceRoute { ifindex, .. }
+            | Op::DeleteRoute { ifindex, .. }
             | Op::PutFdb { ifindex, .. }
             | Op::DeleteFdb { ifindex, .. }
             | Op::PutBridgeRow { ifindex, .. }
             | Op::DeleteBridgeRow { ifindex, .. }
             | Op::PutNeighbour { ifindex, .. }
             | Op::DeleteNeighbour { ifindex, .. } => *ifindex = self.index(*ifindex, side),
-            Op::CreateNetns | Op::DeleteNetns | Op::ReclaimVni { .. } | Op::AddLink(_) => {}
+            Op::CreateNetns | Op::DeleteNetns | Op::ReclaimVni { .. } | Op::AddLink(_) | Op::SetForwarding { .. } => {}
         }
         op
     }

@@ -288,3 +288,22 @@ fn two_networks_of_one_sandbox_get_an_interface_each_and_the_second_moves_up_whe
     assert_eq!(count(&mut agents[0], "vtepd_in_sync", &[("network", "other")]), 1.0);
     restart_without_an_operation(agents, || started(&lab));
 }
+
+#[test]
+fn static_routes_of_an_endpoint_stand_in_its_sandbox_and_go_with_the_record() {
+    in_private!();
+    let (lab, mut agents) = demo();
+    let key = format!("endpoint/{NID}/{}", EIDS[0]);
+    let plain = document(&key);
+    // As libnetwork writes them: by a next hop, and on the link.
+    let routes = r#"[{"Destination":{"IP":"0.0.0.0","Mask":"AAAAAA=="},"RouteType":0,"NextHop":"10.0.0.3"},
+        {"Destination":{"IP":"10.7.0.0","Mask":"//8AAA=="},"RouteType":1,"NextHop":""}]"#;
+    put(&lab, &key, &plain.replace(r#""StaticRoutes":null"#, &format!(r#""StaticRoutes":{routes}"#)));
+    applied(&lab, &mut agents);
+    let show = || run(&lab.hosts[0], &format!("ip -n {} route show proto 118", SANDBOXES[0]));
+    let shown: Vec<String> = show().lines().map(|line| line.trim().to_owned()).collect();
+    assert_eq!(shown, ["default via 10.0.0.3 dev eth0", "10.7.0.0/16 dev eth0 scope link"]);
+    put(&lab, &key, &plain);
+    applied(&lab, &mut agents);
+    assert_eq!(show(), "");
+}

@@ -19,4 +19,5 @@ mod random;
 mod repair;
 mod restart;
 mod seed;
+mod subnets;
 mod underlay;

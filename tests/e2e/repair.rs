@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Waits until as many drifts were counted, and as many repaired, as are said; then that it stays so.
-fn drifted(agent: &mut Agent, drift: f64) {
+pub(crate) fn drifted(agent: &mut Agent, drift: f64) {
     let look = |agent: &mut Agent| {
         let metrics = agent.metrics().unwrap();
         let counted = metrics.count("vtepd_drift_total", &[]);

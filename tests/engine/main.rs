@@ -14,6 +14,7 @@ mod flood;
 mod host;
 #[allow(unreachable_pub, reason = "shared by the parts of this test")]
 mod lab;
+mod routes;
 #[allow(unreachable_pub, reason = "shared by several tests")]
 #[path = "../support/sim_kernel/mod.rs"]
 mod sim_kernel;

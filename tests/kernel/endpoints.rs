@@ -5,7 +5,8 @@ use std::fs;
 use serde_json::json as value;
 use vtepd::{
     engine::{
-        Address, Event, FailureKind, InnerAt, InnerState, Kernel, LinkChange, LinkKind, NewLink, Op, Place, Port,
+        Address, Event, FailureKind, InnerAt, InnerLink, InnerState, Kernel, LinkChange, LinkKind, NewLink, Op, Place,
+        Port,
     },
     kernel::NetworkKernel,
     model::Netns,
@@ -31,7 +32,10 @@ fn a_veth_pair_stands_in_both_namespaces_by_one_message() {
         ..LinkChange::default()
     };
     let place = Place::Inner(inner_at("test1").netns);
-    let InnerState::Netns { link: Some((eth0, _)), .. } = inner(&mut kernel, inner_at("test1")) else { panic!() };
+    let InnerState::Netns { link: Some(InnerLink { link: eth0, .. }), .. } = inner(&mut kernel, inner_at("test1"))
+    else {
+        panic!()
+    };
     let net = "10.0.0.2/24".parse().unwrap();
     let net6 = "fd00::2/64".parse().unwrap();
     let up = LinkChange { up: Some(true), ..LinkChange::default() };
@@ -57,7 +61,9 @@ fn a_veth_pair_stands_in_both_namespaces_by_one_message() {
 
     let outer = link(&mut kernel, "veth2");
     assert_eq!((outer.port, outer.master, outer.mtu, outer.group), (Some(port), Some(br0), 1450, GROUP));
-    let InnerState::Netns { nsid, link: Some((eth0, addresses)), .. } = inner(&mut kernel, inner_at("test1")) else {
+    let InnerState::Netns { nsid, link: Some(InnerLink { link: eth0, addresses, .. }), .. } =
+        inner(&mut kernel, inner_at("test1"))
+    else {
         panic!()
     };
     assert_eq!(outer.kind, LinkKind::Veth { peer: Some(eth0.ifindex), peer_nsid: nsid });
@@ -125,7 +131,10 @@ fn an_endpoint_in_the_hosts_own_namespace_is_made_read_heard_and_removed() {
         *inner = at.clone();
     }
     do_all(&mut kernel, &[Op::AddLink(new.clone())]);
-    let InnerState::Netns { nsid: Some(nsid), link: Some((ov0, _)), .. } = inner(&mut kernel, at) else { panic!() };
+    let InnerState::Netns { nsid: Some(nsid), link: Some(InnerLink { link: ov0, .. }), .. } = inner(&mut kernel, at)
+    else {
+        panic!()
+    };
     assert_eq!(json("ip -j link show ov0")[0]["address"], "02:42:0a:00:00:02");
     let kind = LinkKind::Veth { peer: Some(ov0.ifindex), peer_nsid: Some(nsid) };
     assert_eq!(link(&mut kernel, "veth2").kind, kind);

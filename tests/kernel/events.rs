@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use vtepd::{
-    engine::{Event, InnerState, Kernel, Op},
+    engine::{Event, InnerLink, InnerState, Kernel, Op},
     kernel::NetworkKernel,
     model::Mac,
 };
@@ -106,7 +106,9 @@ fn foreign_changes_in_an_endpoints_namespace_are_heard_without_pinning_it() {
     run("ip -n test1 link set eth0 up");
     run("ip -n vtepd-demo link set veth2 up");
     let state = inner(&mut kernel, inner_at("test1"));
-    let InnerState::Netns { nsid: Some(nsid), link: Some((eth0, _)), .. } = state else { panic!("{state:?}") };
+    let InnerState::Netns { nsid: Some(nsid), link: Some(InnerLink { link: eth0, .. }), .. } = state else {
+        panic!("{state:?}")
+    };
     while !kernel.events().is_empty() {}
     for change in [
         "addr del 10.0.0.2/24 dev eth0",

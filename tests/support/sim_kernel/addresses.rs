@@ -55,6 +55,7 @@ impl SimKernel {
             }
             // With its last IPv4 address a link loses its IPv4 neighbours, permanent ones too (fib_disable_ip).
             if link.order.is_empty() {
+                link.routes.retain(|dst, _| dst.addr().is_ipv6());
                 self.flush_neighbours_of(place, ifindex, |ip| ip.is_ipv4());
             }
         }
@@ -65,6 +66,7 @@ impl SimKernel {
     /// What IPv6 does when a link goes down or becomes too small for it.
     pub(super) fn drop_ipv6_addresses(&mut self, place: &Place, ifindex: u32) {
         let Ok(link) = self.at(place, ifindex) else { return };
+        link.routes.retain(|dst, _| dst.addr().is_ipv4());
         let had = link.addresses.len();
         link.addresses.retain(|net, _| net.addr().is_ipv4());
         if link.addresses.len() < had {

@@ -98,6 +98,7 @@ impl SimKernel {
             flood: BTreeMap::new(),
             rows: BTreeMap::new(),
             neighbours: BTreeMap::new(),
+            routes: BTreeMap::new(),
             order: Vec::new(),
             ipv6: mtu >= IPV6_MTU,
             mtu_by_hand: false,

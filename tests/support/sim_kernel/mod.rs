@@ -7,6 +7,7 @@ mod addresses;
 mod chance;
 mod links;
 mod reads;
+mod routes;
 mod rows;
 mod setlink;
 
@@ -17,7 +18,7 @@ use std::{
 
 use ipnet::IpNet;
 use vtepd::{
-    engine::{Answer, Event, Failure, FailureKind, Kernel, Link, Op, Place, Query},
+    engine::{Answer, Event, Failure, FailureKind, Family, Forwarding, Kernel, Link, Op, Place, Query},
     model::{Mac, Netns},
 };
 
@@ -38,6 +39,8 @@ pub struct SimLink {
     /// Rows of a bridge: MAC to (port, plain form).
     pub rows: BTreeMap<Mac, (u32, bool)>,
     pub neighbours: BTreeMap<IpAddr, (Option<Mac>, bool, bool)>,
+    /// Routes by destination: next hop, whether it carries the agent's number, exactly its form.
+    pub routes: BTreeMap<IpNet, (Option<IpAddr>, bool, bool)>,
     /// IPv4 addresses in the order in which they were added.
     order: Vec<IpNet>,
     /// Below an MTU of 1280 there is no IPv6 on a link.
@@ -51,6 +54,7 @@ pub struct SimLink {
 pub struct SimNetns {
     pub inode: u64,
     pub links: BTreeMap<u32, SimLink>,
+    pub forwarding: BTreeMap<Family, Forwarding>,
     next_index: u32,
     /// Whether links start without IPv6 address generation.
     quiet: bool,
@@ -285,6 +289,9 @@ impl SimKernel {
             Op::SetLink { place, .. }
             | Op::DeleteLink { place, .. }
             | Op::AddAddress { place, .. }
+            | Op::AddRoute { place, .. }
+            | Op::ReplaceRoute { place, .. }
+            | Op::DeleteRoute { place, .. }
             | Op::DeleteAddress { place, .. } => *place != Place::Overlay,
             _ => false,
         };
@@ -317,6 +324,10 @@ impl SimKernel {
             Op::DeleteLink { place, ifindex } => self.delete_link(place, *ifindex),
             Op::AddAddress { place, ifindex, net } => self.add_address(place, *ifindex, *net),
             Op::DeleteAddress { place, ifindex, net } => self.delete_address(place, *ifindex, *net),
+            Op::SetForwarding { family, on } => self.set_forwarding(*family, on.then_some(Forwarding::Everywhere)),
+            Op::AddRoute { place, ifindex, route } => self.put_route(place, *ifindex, *route, false),
+            Op::ReplaceRoute { place, ifindex, route } => self.put_route(place, *ifindex, *route, true),
+            Op::DeleteRoute { place, ifindex, route } => self.delete_route(place, *ifindex, *route),
             Op::PutFdb { ifindex, mac, dst } => self.put_fdb(*ifindex, *mac, *dst),
             Op::DeleteFdb { ifindex, mac, dst } => self.delete_fdb(*ifindex, *mac, *dst),
             Op::PutBridgeRow { ifindex, mac } => self.put_bridge_row(*ifindex, *mac),

@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use vtepd::engine::{
-    Address, Answer, Failure, FdbPoint, FdbRow, InnerAt, InnerState, Link, LinkRef, Neighbour, NetnsId, NetnsState,
-    Query,
+    Address, Answer, Failure, FdbPoint, FdbRow, InnerAt, InnerLink, InnerState, Link, LinkRef, Neighbour, NetnsId,
+    NetnsState, Query,
 };
 
 use super::{SimKernel, SimLink, SimNetns, not_found};
@@ -25,6 +25,10 @@ impl SimKernel {
             Query::Links => self.links(|_| true)?,
             Query::Link(LinkRef::Index(index)) => self.links(|link| link.ifindex == *index)?,
             Query::Link(LinkRef::Name(name)) => self.links(|link| link.name == *name)?,
+            Query::Forwarding => {
+                let forwarding = &self.opened()?.forwarding;
+                Answer::Forwarding(forwarding.iter().map(|(family, forwarding)| (*family, *forwarding)).collect())
+            }
             Query::Inner(at) => Answer::Inner(self.inner(at)),
             Query::FdbDump(ifindex) => Answer::Fdb(self.fdb_dump(*ifindex)?),
             Query::FdbRows(points) => Answer::Fdb(self.fdb_points(points)?),
@@ -63,7 +67,11 @@ impl SimKernel {
             Some(index) => link.link.ifindex == index,
             None => link.link.name == at.ifname,
         };
-        let link = ns.links.values().find(wanted).map(|l| (l.link.clone(), l.all_addresses().collect()));
+        let link = ns.links.values().find(wanted).map(|l| InnerLink {
+            link: l.link.clone(),
+            addresses: l.all_addresses().collect(),
+            routes: ns.routes_of(l.link.ifindex),
+        });
         let nsid = self.ns().filter(|overlay| overlay.known.contains(&ns.inode)).map(|_| ns.inode as i32);
         InnerState::Netns { id: NetnsId { device: NSFS, inode: ns.inode }, nsid, link }
     }

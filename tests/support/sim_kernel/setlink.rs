@@ -74,6 +74,7 @@ impl SimKernel {
     fn set_down(&mut self, place: &Place, ifindex: u32) -> Result<(), Failure> {
         let link = self.at(place, ifindex)?;
         if std::mem::take(&mut link.link.up) {
+            link.routes.clear();
             self.drop_ipv6_addresses(place, ifindex);
             self.flush_neighbours_at(place, ifindex, false);
         }

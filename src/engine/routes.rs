@@ -1,0 +1,220 @@
+//! Routes of local endpoints, and whether the overlay namespace forwards.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use ipnet::IpNet;
+
+use super::{
+    delta::{Cause, Fits},
+    ends::on_link,
+    key::{Family, Key, LinkId},
+    network::Network,
+    object::{Forwarding, RouteRow},
+    plan::{BATCH, Planned},
+    seam::{Action, Op},
+    time::Time,
+    unread::ReadCause,
+};
+use crate::{
+    desired::NetworkSpec,
+    model::{EndpointId, Mac, Netns, Route},
+};
+
+impl Fits<RouteRow> for Route {
+    fn fits(&self, seen: &RouteRow) -> bool {
+        seen.plain && seen.ours && seen.route == *self
+    }
+}
+
+/// The families that the overlay namespace routes: those of which the network has several subnets with a gateway here.
+fn routed(spec: &NetworkSpec, family: Family) -> bool {
+    let gateways = spec.segments.iter().flat_map(|segment| &segment.gateways);
+    gateways.filter(|gateway| Family::of(gateway.addr()) == family).count() > 1
+}
+
+/// The link-local address that belongs to a MAC address (RFC 4291, appendix A).
+fn link_local(mac: Mac) -> IpNet {
+    let [a, b, c, d, e, f] = mac.octets();
+    let ip = IpAddr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f]);
+    IpNet::new(ip, 64).unwrap_or_else(|_| ip.into())
+}
+
+impl Network {
+    /// Sets which routes the endpoints of a namespace have in it. A namespace has one route to a destination: where several
+    /// endpoints lead there it is the first one's, and where one of them is there itself it is nobody's.
+    pub(super) fn refresh_routes(&mut self, netns: &Netns) {
+        let wired = |id: &EndpointId| self.locals.get(id).filter(|local| local.wired()).map(|local| &local.spec);
+        let here: Vec<EndpointId> = match netns.path() {
+            Some(path) => self.by_path.get(path).into_iter().flatten().cloned().collect(),
+            None => self.locals.iter().filter(|(_, l)| l.spec.netns == *netns).map(|(id, _)| id.clone()).collect(),
+        };
+        let at_home = here.iter().filter_map(wired).flat_map(|spec| &spec.addresses).map(IpNet::trunc);
+        let mut taken: BTreeSet<IpNet> = at_home.collect();
+        let mut wanted: BTreeMap<EndpointId, Vec<Route>> = BTreeMap::new();
+        for id in here {
+            let routes = wired(&id).into_iter().flat_map(|spec| &spec.routes);
+            let routes = routes.filter(|route| taken.insert(route.dst)).copied().collect();
+            wanted.insert(id, routes);
+        }
+        for (id, routes) in wanted {
+            self.want_routes(&id, &routes);
+        }
+    }
+
+    /// Sets the routes of an endpoint, exactly these.
+    pub(super) fn want_routes(&mut self, id: &EndpointId, routes: &[Route]) {
+        let link = LinkId::Inner(id.clone());
+        let key = |dst: IpNet| (link.clone(), dst);
+        let kept: BTreeSet<IpNet> = routes.iter().map(|route| route.dst).collect();
+        for key in self.routes.desired_in(on_link(&link)).iter().filter(|(_, dst)| !kept.contains(dst)) {
+            self.want_route(key, None);
+            // What somebody else made of it is theirs, once it is not ours to mend.
+            if self.routes.observed_of(key).is_some_and(|seen| !seen.ours) {
+                self.routes.saw(key, None, Cause::Change);
+            }
+        }
+        for route in routes {
+            self.want_route(&key(route.dst), Some(*route));
+        }
+    }
+
+    fn want_route(&mut self, key: &(LinkId, IpNet), want: Option<Route>) {
+        if self.routes.want(key, want) {
+            self.desired_moved(&Key::Route(key.0.clone(), key.1));
+        }
+    }
+
+    /// Sets whether the namespace is to forward.
+    pub(super) fn want_forwarding(&mut self) {
+        if self.config.home.is_host() {
+            return;
+        }
+        for family in Family::ALL {
+            let on = self.spec.as_ref().is_some_and(|spec| routed(spec, family));
+            if self.forwarding.want(&family, on.then_some(Forwarding::Everywhere)) {
+                self.desired_moved(&Key::Forwarding(family));
+            }
+        }
+    }
+
+    /// Sets the link-local addresses of the bridges between which the namespace forwards IPv6: for a packet of somebody else a
+    /// neighbour is solicited from such an address, or not at all (ndisc_solicit, net/ipv6/ndisc.c). Like the MAC address that it
+    /// is made of it is the same on every node.
+    pub(super) fn want_link_locals(&mut self, old: Option<&NetworkSpec>) {
+        let of = |spec: Option<&NetworkSpec>| -> BTreeSet<(LinkId, IpNet)> {
+            let spec = spec.filter(|spec| routed(spec, Family::V6));
+            let segments = spec.into_iter().flat_map(|spec| &spec.segments);
+            let v6 = segments.filter(|segment| segment.gateways.iter().any(|gateway| gateway.addr().is_ipv6()));
+            v6.map(|segment| (LinkId::Bridge(segment.vni), link_local(segment.gateway_mac))).collect()
+        };
+        let (old, new) = (of(old), of(self.spec.as_deref()));
+        for key in old.difference(&new) {
+            self.want_address(key, None);
+        }
+        for key in &new {
+            self.want_address(key, Some(()));
+        }
+    }
+
+    /// The routes out of an endpoint's end, all of them. Ours are those with our number; and to a destination to which a route is
+    /// desired, whatever comes first on the link: it stands in the place of ours.
+    pub(super) fn observe_routes(&mut self, id: &LinkId, rows: &[RouteRow], cause: ReadCause) {
+        let mut seen: BTreeMap<(LinkId, IpNet), RouteRow> = BTreeMap::new();
+        for row in rows {
+            let key = (id.clone(), row.route.dst);
+            if row.ours || self.routes.desired_of(&key).is_some() {
+                seen.entry(key).or_insert(*row);
+            }
+        }
+        for key in self.routes.observed_in(on_link(id)).iter().filter(|key| !seen.contains_key(key)) {
+            self.saw_route(key, None, cause);
+        }
+        for (key, row) in seen {
+            self.saw_route(&key, Some(row), cause);
+        }
+    }
+
+    fn saw_route(&mut self, key: &(LinkId, IpNet), observed: Option<RouteRow>, cause: ReadCause) {
+        if self.routes.saw(key, observed, cause.into()) && cause == ReadCause::Foreign {
+            self.drift.suspect(Key::Route(key.0.clone(), key.1));
+        }
+    }
+
+    /// With its last IPv4 address a link loses its IPv4 routes, and nothing is told of them (fib_disable_ip, fib_frontend.c).
+    /// Whether it was the last one shows when they are read.
+    pub(super) fn address_taken(&mut self, id: &LinkId) {
+        let LinkId::Inner(endpoint) = id else { return };
+        for (link, dst) in self.routes.observed_in(on_link(id)) {
+            self.drift.wrote(Key::Route(link, dst));
+        }
+        self.unread.inner(endpoint.clone(), ReadCause::Own);
+    }
+
+    pub(super) fn observe_forwarding(&mut self, seen: &[(Family, Forwarding)], cause: ReadCause) {
+        for family in Family::ALL {
+            let now = seen.iter().find(|(of, _)| *of == family).map(|(_, forwarding)| *forwarding);
+            if self.forwarding.saw(&family, now, cause.into()) && cause == ReadCause::Foreign {
+                self.drift.suspect(Key::Forwarding(family));
+            }
+        }
+    }
+
+    /// The namespace forwards, or no longer does. Not before the desired side is known to be there at all: what is on its way
+    /// out is left as it is.
+    pub(super) fn plan_forwarding(&self, now: Time) -> Vec<Planned> {
+        if !self.ours() || self.spec.is_none() {
+            return Vec::new();
+        }
+        let planned = self.forwarding.differing().filter_map(|family| {
+            let sides = self.forwarding.get(family)?;
+            let (on, action) = match (&sides.desired, &sides.observed) {
+                (Some(_), None) => (true, Action::Add),
+                (Some(_), Some(_)) => (true, Action::Replace),
+                (None, _) => (false, Action::Delete),
+            };
+            let op = Op::SetForwarding { family: *family, on };
+            self.planned(Key::Forwarding(*family), action, sides.cause, op, now)
+        });
+        planned.collect()
+    }
+
+    /// Routes come last: a gateway must be on the link already.
+    pub(super) fn plan_routes(&self, now: Time) -> Vec<Planned> {
+        if !self.ours() {
+            return Vec::new();
+        }
+        let planned = self.routes.differing().filter_map(|key| {
+            let (id, dst) = key;
+            let link = self.links.observed_of(id)?;
+            let sides = self.routes.get(key)?;
+            let (place, ifindex) = (self.place_of(id)?, link.ifindex);
+            let (action, op) = match (sides.desired, sides.observed) {
+                (Some(_), _) if !self.can_route(id, link.up) => return None,
+                (Some(route), None) => (Action::Add, Op::AddRoute { place, ifindex, route }),
+                // The kernel replaces the first of several: that must be the one that was seen, and not one on another link.
+                (Some(route), Some(seen)) if seen.alone => {
+                    (Action::Replace, Op::ReplaceRoute { place, ifindex, route })
+                }
+                (Some(_), Some(seen)) => (Action::Replace, Op::DeleteRoute { place, ifindex, route: seen.route }),
+                (None, Some(seen)) => (Action::Delete, Op::DeleteRoute { place, ifindex, route: seen.route }),
+                (None, None) => return None,
+            };
+            self.planned(Key::Route(id.clone(), *dst), action, sides.cause, op, now)
+        });
+        // Where a destination passes from one link to another, the one must go before the other can come.
+        let (mut removals, others): (Vec<_>, Vec<_>) = planned.partition(|planned| planned.action == Action::Delete);
+        removals.extend(others);
+        removals.truncate(BATCH);
+        removals
+    }
+
+    /// Whether the link is up and has the addresses by which gateways are reached.
+    fn can_route(&self, id: &LinkId, up: bool) -> bool {
+        let LinkId::Inner(endpoint) = id else { return false };
+        let Some(local) = self.locals.get(endpoint) else { return false };
+        up && local.spec.addresses.iter().all(|net| self.addresses.observed_of(&(id.clone(), *net)).is_some())
+    }
+}

@@ -1,0 +1,175 @@
+//! Routes of endpoints' interfaces.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use ipnet::IpNet;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType},
+};
+use nix::{errno::Errno, libc};
+
+use super::{
+    decode::ip,
+    error::Error,
+    socket::{Request, RouteSocket},
+    wire::{attributes, u8_at, u16_at, u32_at},
+};
+use crate::{
+    engine::{ROUTE_PROTOCOL, RouteRow},
+    model::Route,
+};
+
+/// `struct rtmsg` and `struct rtnexthop`: the fixed headers before the attributes.
+const RTMSG: usize = 12;
+const RTNEXTHOP: usize = 8;
+/// `IP6_RT_PRIO_USER`, include/net/ip6_fib.h: what the kernel gives an IPv6 route that comes without a metric.
+const METRIC_V6: u32 = 1024;
+
+// include/uapi/linux/rtnetlink.h
+const RT_TABLE_MAIN: u8 = 254;
+const RT_SCOPE_LINK: u8 = 253;
+const RTN_UNICAST: u8 = 1;
+const RTPROT_REDIRECT: u8 = 1;
+const RTPROT_KERNEL: u8 = 2;
+const RTPROT_RA: u8 = 9;
+const RTNH_F_ONLINK: u32 = 4;
+const RTA_DST: u16 = 1;
+const RTA_OIF: u16 = 4;
+const RTA_GATEWAY: u16 = 5;
+const RTA_PRIORITY: u16 = 6;
+const RTA_MULTIPATH: u16 = 9;
+const RTA_CACHEINFO: u16 = 12;
+const RTA_TABLE: u16 = 15;
+const RTA_PREF: u16 = 20;
+
+/// Makes a route, where none leads there with that metric.
+pub(super) fn add(ifindex: u32, route: Route) -> Request {
+    Request { message: RouteNetlinkMessage::NewRoute(message(ifindex, route)), flags: NLM_F_CREATE | NLM_F_EXCL }
+}
+
+/// Makes a route in place of the first one that leads there with that metric.
+pub(super) fn replace(ifindex: u32, route: Route) -> Request {
+    Request { message: RouteNetlinkMessage::NewRoute(message(ifindex, route)), flags: NLM_F_CREATE | NLM_F_REPLACE }
+}
+
+/// Removes a route, whoever made it.
+pub(super) fn delete(ifindex: u32, route: Route) -> Request {
+    let mut message = message(ifindex, route);
+    message.header.protocol = RouteProtocol::Unspec;
+    message.header.scope = RouteScope::NoWhere;
+    Request { message: RouteNetlinkMessage::DelRoute(message), flags: 0 }
+}
+
+fn message(ifindex: u32, Route { dst, via }: Route) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family(dst);
+    message.header.destination_prefix_length = dst.prefix_len();
+    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    message.header.protocol = RouteProtocol::from(ROUTE_PROTOCOL);
+    message.header.kind = RouteType::Unicast;
+    let on_link = via.is_none() && dst.addr().is_ipv4();
+    message.header.scope = if on_link { RouteScope::Link } else { RouteScope::Universe };
+    message.attributes.extend([RouteAttribute::Destination(address(dst.addr())), RouteAttribute::Oif(ifindex)]);
+    message.attributes.extend(via.map(|via| RouteAttribute::Gateway(address(via))));
+    if dst.addr().is_ipv6() {
+        // To delete, none would mean any.
+        message.attributes.push(RouteAttribute::Priority(METRIC_V6));
+    }
+    message
+}
+
+const fn family(net: IpNet) -> AddressFamily {
+    match net {
+        IpNet::V4(_) => AddressFamily::Inet,
+        IpNet::V6(_) => AddressFamily::Inet6,
+    }
+}
+
+const fn address(ip: IpAddr) -> RouteAddress {
+    match ip {
+        IpAddr::V4(v4) => RouteAddress::Inet(v4),
+        IpAddr::V6(v6) => RouteAddress::Inet6(v6),
+    }
+}
+
+/// The routes out of a link, in the kernel's order.
+pub(super) fn of_link(socket: &mut RouteSocket, ifindex: u32) -> Result<Vec<RouteRow>, Error> {
+    let mut found: Vec<Found> = Vec::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut message = RouteMessage::default();
+        message.header.address_family = family;
+        message.header.table = RouteHeader::RT_TABLE_MAIN;
+        match socket.dump(RouteNetlinkMessage::GetRoute(message), |_, body| found.extend(decode(body))) {
+            // The table is made with its first route.
+            Err(error) if error.errno == Errno::ENOENT && !error.torn => {}
+            other => other?,
+        }
+    }
+    let mut leading: BTreeMap<IpNet, u32> = BTreeMap::new();
+    for found in &found {
+        *leading.entry(found.route.dst).or_default() += 1;
+    }
+    let own = found.iter().filter(|found| !found.kernels_own && found.links == [ifindex]);
+    let row = |found: &Found| RouteRow {
+        route: found.route,
+        ours: found.ours,
+        plain: found.plain,
+        alone: leading.get(&found.route.dst) == Some(&1),
+    };
+    Ok(own.map(row).collect())
+}
+
+/// A route of the main table with the metric that ours have.
+#[derive(Debug)]
+struct Found {
+    route: Route,
+    /// Out of which links, each once.
+    links: Vec<u32>,
+    ours: bool,
+    plain: bool,
+    kernels_own: bool,
+}
+
+fn decode(body: &[u8]) -> Option<Found> {
+    let (family, length, tos) = (i32::from(u8_at(body, 0)?), u8_at(body, 1)?, u8_at(body, 3)?);
+    let (table, protocol, scope) = (u8_at(body, 4)?, u8_at(body, 5)?, u8_at(body, 6)?);
+    let (kind, flags) = (u8_at(body, 7)?, u32_at(body, 8)?);
+    let v4 = family == libc::AF_INET;
+    let unspecified: IpAddr = if v4 { [0; 4].into() } else { [0; 16].into() };
+    let (mut dst, mut via, mut metric, mut links) = (unspecified, None, 0, Vec::new());
+    let mut plain = tos == 0 && kind == RTN_UNICAST && flags & RTNH_F_ONLINK == 0;
+    for (kind, value) in attributes(body.get(RTMSG..)?) {
+        match kind {
+            RTA_DST => dst = ip(value)?,
+            RTA_GATEWAY => via = ip(value),
+            RTA_OIF => links.extend(u32_at(value, 0)),
+            RTA_PRIORITY => metric = u32_at(value, 0)?,
+            RTA_MULTIPATH => {
+                plain = false;
+                links.extend(next_hops(value));
+            }
+            RTA_TABLE | RTA_CACHEINFO => {}
+            RTA_PREF => plain &= u8_at(value, 0) == Some(0),
+            _ => plain = false,
+        }
+    }
+    links.sort_unstable();
+    links.dedup();
+    plain &= !v4 || scope == if via.is_none() { RT_SCOPE_LINK } else { 0 };
+    let usual = table == RT_TABLE_MAIN && metric == if v4 { 0 } else { METRIC_V6 };
+    let route = Route { dst: IpNet::new(dst, length).ok()?, via };
+    let kernels_own = matches!(protocol, RTPROT_REDIRECT | RTPROT_KERNEL | RTPROT_RA);
+    usual.then_some(Found { route, links, ours: protocol == ROUTE_PROTOCOL, plain, kernels_own })
+}
+
+/// The links of a route that has several next hops.
+fn next_hops(mut rest: &[u8]) -> impl Iterator<Item = u32> {
+    std::iter::from_fn(move || {
+        let length = usize::from(u16_at(rest, 0)?);
+        let ifindex = u32_at(rest, 4)?;
+        rest = if length < RTNEXTHOP { &[] } else { rest.get(length.next_multiple_of(4)..).unwrap_or_default() };
+        Some(ifindex)
+    })
+}
