@@ -30,10 +30,26 @@ impl Network {
                 failure: result.as_ref().err().map(|failure| failure.message.clone()),
                 object: result.is_err().then(|| planned.key.to_string()),
             });
+            self.may_move_its_bridge(&planned.op);
             match result {
                 Ok(()) => self.acknowledged(&planned, now),
                 Err(failure) => self.failed(&planned, failure, now),
             }
+        }
+    }
+
+    /// A bridge may follow the MTU of a port that we set, join or remove (br_mtu_auto_adjust, net/bridge/br_if.c), also where the
+    /// operation failed half-way. That is our doing, even when desired is by now what the bridge had before.
+    fn may_move_its_bridge(&mut self, op: &Op) {
+        let (ifindex, joined) = match op {
+            Op::SetLink { place: Place::Overlay, ifindex, change } => (ifindex, change.master),
+            Op::DeleteLink { place: Place::Overlay, ifindex } => (ifindex, None),
+            _ => return,
+        };
+        let port = self.by_index.get(ifindex).and_then(|id| self.links.observed_of(id));
+        let bridge = joined.or_else(|| port?.master).and_then(|master| self.by_index.get(&master));
+        if let Some(bridge) = bridge.cloned() {
+            self.drift.wrote(Key::Link(bridge));
         }
     }
 
