@@ -190,6 +190,10 @@ impl Network {
         match &planned.op {
             Op::CreateNetns | Op::DeleteNetns => self.unread.netns = Some(ReadCause::Own),
             Op::DeleteLink { place: Place::Overlay, ifindex } => {
+                // The pair may be gone all the same, by the end that the operation was not for.
+                if let Some(id) = self.by_index.get(ifindex) {
+                    self.drift.wrote(Key::Link(id.clone()));
+                }
                 self.unread.link(LinkRef::Index(*ifindex), ReadCause::Own);
             }
             Op::ReclaimVni { .. } => {}
