@@ -96,13 +96,18 @@ impl Network {
             }
             InnerState::Refused(reason) => {
                 self.observe_gone(&inner, cause.into());
-                self.set_inner_status(&id, InnerStatus::Refused(reason));
+                // The network that the endpoint is of says so; there is no way outside for it either.
+                let refused =
+                    if self.config.home.is_host() { InnerStatus::NoNetns } else { InnerStatus::Refused(reason) };
+                self.set_inner_status(&id, refused);
             }
             InnerState::Netns { id: netns, nsid, link } => {
                 let Some(local) = self.locals.get_mut(&id) else { return };
                 local.looks = 0;
                 let another = matches!(local.status, InnerStatus::Present { id, .. } if id != netns);
                 self.set_inner_status(&id, InnerStatus::Present { id: netns, nsid });
+                // What stands in a namespace that another endpoint has is that one's.
+                let link = link.filter(|_| self.locals.get(&id).is_some_and(|local| !local.shadowed));
                 self.observe_inner_link(&id, nsid, link, if another { ReadCause::First } else { cause });
                 if another {
                     // The container was replaced by another one: what went with the old one is no drift.
@@ -141,7 +146,8 @@ impl Network {
             _ => false,
         };
         match link.filter(|found| is_ours(&found.link)) {
-            Some(InnerLink { link, addresses, routes }) => {
+            Some(InnerLink { link, addresses, routes, defaults_elsewhere }) => {
+                self.yield_defaults(id, defaults_elsewhere);
                 // What a link holds that was not seen before is history.
                 let known = self.links.observed_of(&inner).is_some();
                 let of_held = if known { cause } else { ReadCause::First };

@@ -103,6 +103,8 @@ pub(super) struct Local {
     pub(super) unreadable: bool,
     /// Another endpoint, by another path, has this namespace already: on the host it gets one interface of ours.
     pub(super) shadowed: bool,
+    /// The families of which its namespace has a default route out of another link.
+    pub(super) defaults_elsewhere: BTreeSet<Family>,
 }
 
 impl Fits<TunnelSeen> for IpAddr {
@@ -132,7 +134,14 @@ impl Fits<bool> for () {
 
 impl Local {
     pub(super) fn new(spec: LocalEndpoint) -> Self {
-        Self { spec, status: InnerStatus::Unknown, looks: 1, unreadable: false, shadowed: false }
+        Self {
+            spec,
+            status: InnerStatus::Unknown,
+            looks: 1,
+            unreadable: false,
+            shadowed: false,
+            defaults_elsewhere: BTreeSet::new(),
+        }
     }
 
     /// Whether what stands at its path, if anything does, is known and may be used.

@@ -1,9 +1,10 @@
 //! What the kernel holds, in the kernel's own terms, as the engine sees it.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use ipnet::IpNet;
 
+use super::key::Family;
 use crate::model::{Mac, Netns, Route};
 
 /// `NDA_PROTOCOL` of our neighbour entries: who made them, readable with `ip -d neigh` (a number without a name in `rt_protos`).
@@ -183,6 +184,8 @@ pub struct InnerLink {
     pub addresses: Vec<Address>,
     /// The routes out of it, in the kernel's order.
     pub routes: Vec<RouteRow>,
+    /// The families of which its namespace has a default route out of another link, by whatever metric.
+    pub defaults_elsewhere: BTreeSet<Family>,
 }
 
 /// Where the container's end of a local endpoint is, or is to be.

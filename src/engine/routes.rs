@@ -11,7 +11,7 @@ use super::{
     delta::{Cause, Fits},
     ends::on_link,
     key::{Family, Key, LinkId},
-    network::Network,
+    network::{Local, Network},
     object::{Forwarding, RouteRow},
     plan::{BATCH, Planned},
     seam::{Action, Op},
@@ -56,12 +56,29 @@ impl Network {
         let mut wanted: BTreeMap<EndpointId, Vec<Route>> = BTreeMap::new();
         for id in here {
             let routes = wired(&id).into_iter().flat_map(|spec| &spec.routes);
-            let routes = routes.filter(|route| taken.insert(route.dst)).copied().collect();
+            let routes = routes.filter(|route| !self.yields(&id, route) && taken.insert(route.dst)).copied().collect();
             wanted.insert(id, routes);
         }
         for (id, routes) in wanted {
             self.want_routes(&id, &routes);
         }
+    }
+
+    /// The way outside is for those that have none: a default route of the gateway bridge's yields to any other.
+    fn yields(&self, id: &EndpointId, route: &Route) -> bool {
+        let elsewhere = |local: &Local| local.defaults_elsewhere.contains(&Family::of(route.dst.addr()));
+        self.config.home.is_host() && route.dst.prefix_len() == 0 && self.locals.get(id).is_some_and(elsewhere)
+    }
+
+    /// Notes which default routes an endpoint's namespace has besides ours.
+    pub(super) fn yield_defaults(&mut self, id: &EndpointId, elsewhere: BTreeSet<Family>) {
+        if !self.config.home.is_host() {
+            return;
+        }
+        let Some(local) = self.locals.get_mut(id).filter(|local| local.defaults_elsewhere != elsewhere) else { return };
+        local.defaults_elsewhere = elsewhere;
+        let netns = local.spec.netns.clone();
+        self.refresh_routes(&netns);
     }
 
     /// Sets the routes of an endpoint, exactly these.

@@ -60,8 +60,8 @@ pub(super) fn inner(overlay: Option<&mut Overlay>, roots: &[PathBuf], at: &Inner
             let link = at.ifindex.map_or_else(|| LinkRef::Name(at.ifname.clone()), LinkRef::Index);
             let link = match one_link(&mut socket, &link)? {
                 Some((link, addresses)) => {
-                    let routes = routes::of_link(&mut socket, link.ifindex)?;
-                    Some(InnerLink { link, addresses, routes })
+                    let (routes, defaults_elsewhere) = routes::of_link(&mut socket, link.ifindex)?;
+                    Some(InnerLink { link, addresses, routes, defaults_elsewhere })
                 }
                 None => None,
             };

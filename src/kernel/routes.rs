@@ -1,6 +1,9 @@
 //! Routes of endpoints' interfaces.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
@@ -17,7 +20,7 @@ use super::{
     wire::{attributes, u8_at, u16_at, u32_at},
 };
 use crate::{
-    engine::{ROUTE_PROTOCOL, RouteRow},
+    engine::{Family, ROUTE_PROTOCOL, RouteRow},
     model::Route,
 };
 
@@ -94,8 +97,8 @@ const fn address(ip: IpAddr) -> RouteAddress {
     }
 }
 
-/// The routes out of a link, in the kernel's order.
-pub(super) fn of_link(socket: &mut RouteSocket, ifindex: u32) -> Result<Vec<RouteRow>, Error> {
+/// The routes out of a link, in the kernel's order; and the families of which other links have default routes.
+pub(super) fn of_link(socket: &mut RouteSocket, ifindex: u32) -> Result<(Vec<RouteRow>, BTreeSet<Family>), Error> {
     let mut found: Vec<Found> = Vec::new();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         let mut message = RouteMessage::default();
@@ -108,20 +111,22 @@ pub(super) fn of_link(socket: &mut RouteSocket, ifindex: u32) -> Result<Vec<Rout
         }
     }
     let mut leading: BTreeMap<IpNet, u32> = BTreeMap::new();
-    for found in &found {
+    for found in found.iter().filter(|found| found.usual) {
         *leading.entry(found.route.dst).or_default() += 1;
     }
-    let own = found.iter().filter(|found| !found.kernels_own && found.links == [ifindex]);
+    let own = found.iter().filter(|found| found.usual && !found.kernels_own && found.links == [ifindex]);
+    let elsewhere = found.iter().filter(|found| found.route.dst.prefix_len() == 0 && found.links != [ifindex]);
+    let elsewhere = elsewhere.map(|found| Family::of(found.route.dst.addr())).collect();
     let row = |found: &Found| RouteRow {
         route: found.route,
         ours: found.ours,
         plain: found.plain,
         alone: leading.get(&found.route.dst) == Some(&1),
     };
-    Ok(own.map(row).collect())
+    Ok((own.map(row).collect(), elsewhere))
 }
 
-/// A route of the main table with the metric that ours have.
+/// A route of the main table.
 #[derive(Debug)]
 struct Found {
     route: Route,
@@ -130,6 +135,8 @@ struct Found {
     ours: bool,
     plain: bool,
     kernels_own: bool,
+    /// It has the metric that ours have.
+    usual: bool,
 }
 
 fn decode(body: &[u8]) -> Option<Found> {
@@ -158,10 +165,11 @@ fn decode(body: &[u8]) -> Option<Found> {
     links.sort_unstable();
     links.dedup();
     plain &= !v4 || scope == if via.is_none() { RT_SCOPE_LINK } else { 0 };
-    let usual = table == RT_TABLE_MAIN && metric == if v4 { 0 } else { METRIC_V6 };
+    let usual = metric == if v4 { 0 } else { METRIC_V6 };
     let route = Route { dst: IpNet::new(dst, length).ok()?, via };
     let kernels_own = matches!(protocol, RTPROT_REDIRECT | RTPROT_KERNEL | RTPROT_RA);
-    usual.then_some(Found { route, links, ours: protocol == ROUTE_PROTOCOL, plain, kernels_own })
+    let ours = protocol == ROUTE_PROTOCOL;
+    (table == RT_TABLE_MAIN).then_some(Found { route, links, ours, plain, kernels_own, usual })
 }
 
 /// The links of a route that has several next hops.

@@ -196,10 +196,11 @@ impl View<'_> {
                 Ok(Answer::Inner(InnerState::Netns { link: None, .. })) if ifindex.is_some() => continue,
                 Ok(Answer::Inner(InnerState::Netns { nsid, link, .. })) => {
                     known = nsid.is_some();
-                    let link = link.map(|InnerLink { link, addresses, mut routes }| {
+                    let link = link.map(|InnerLink { link, addresses, mut routes, defaults_elsewhere }| {
                         routes.sort_by_key(|row| row.route);
                         let addresses = self.addresses(&addresses, link.ifindex);
-                        (self.name(link.ifindex, Some(container)), self.link(&link, Some(container)), addresses, routes)
+                        let name = self.name(link.ifindex, Some(container));
+                        (name, self.link(&link, Some(container)), addresses, routes, defaults_elsewhere)
                     });
                     format!("{asked}: {link:?}")
                 }

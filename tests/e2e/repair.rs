@@ -15,11 +15,12 @@ pub(crate) fn drifted(agent: &mut Agent, drift: f64) {
         let metrics = agent.metrics().unwrap();
         let counted = metrics.count("vtepd_drift_total", &[]);
         let repaired = metrics.count("vtepd_repairs_total", &[("result", "ok")]);
-        (counted, repaired, metrics.count("vtepd_in_sync", &[]))
+        let in_sync = metrics.series.iter().filter(|s| s.name == "vtepd_in_sync").all(|s| s.value == 1.0);
+        (counted, repaired, in_sync)
     };
     until(agent, "drift and repairs", |agent| {
         let (counted, repaired, in_sync) = look(agent);
-        let done = counted >= drift && repaired >= drift && in_sync >= 1.0;
+        let done = counted >= drift && repaired >= drift && in_sync;
         if done {
             Ok(())
         } else {

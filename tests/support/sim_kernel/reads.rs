@@ -71,6 +71,7 @@ impl SimKernel {
             link: l.link.clone(),
             addresses: l.all_addresses().collect(),
             routes: ns.routes_of(l.link.ifindex),
+            defaults_elsewhere: ns.defaults_besides(l.link.ifindex),
         });
         let nsid = self.ns().filter(|overlay| overlay.known.contains(&ns.inode)).map(|_| ns.inode as i32);
         InnerState::Netns { id: NetnsId { device: NSFS, inode: ns.inode }, nsid, link }

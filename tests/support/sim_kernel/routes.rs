@@ -1,6 +1,6 @@
 //! Routes of links, and forwarding.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use ipnet::IpNet;
 use vtepd::{
@@ -27,6 +27,12 @@ impl SimNetns {
             alone: alone(dst),
         })
         .collect()
+    }
+
+    pub(super) fn defaults_besides(&self, ifindex: u32) -> BTreeSet<Family> {
+        let others = self.links.values().filter(|link| link.link.ifindex != ifindex);
+        let defaults = others.flat_map(|link| link.routes.keys()).filter(|dst| dst.prefix_len() == 0);
+        defaults.map(|dst| Family::of(dst.addr())).collect()
     }
 }
 
