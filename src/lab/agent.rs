@@ -44,7 +44,7 @@ impl AgentOptions {
             instance: "default".to_owned(),
             port: 9474,
             resync: Duration::from_secs(60),
-            log_level: "debug".to_owned(),
+            log_level: "info,vtepd=debug".to_owned(),
             vtep: true,
             arguments: Vec::new(),
         }
