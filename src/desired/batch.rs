@@ -53,6 +53,19 @@ impl Store {
         }
     }
 
+    /// Which of those who share a MAC address is wired up here may change: the oldest is, and the next one when that goes.
+    fn touch_holders(&mut self, mac: &Claim) {
+        if !matches!(mac, Claim::SharedMac(..)) {
+            return;
+        }
+        let oldest: Vec<Arc<Key>> = self.ends.holders(mac).take(2).map(|rank| Arc::clone(&rank.key)).collect();
+        for key in oldest {
+            if let Key::Endpoint { network, id } = &*key {
+                self.touch(network, id);
+            }
+        }
+    }
+
     /// All endpoints of the network may change their meaning.
     pub(super) fn touch_network(&mut self, network: &Name) {
         let Some(state) = self.networks.get(network) else { return };
@@ -220,6 +233,8 @@ impl Store {
             let Some(endpoint) = endpoint else { continue };
             let Some(vni) = endpoint.standing.vni() else { continue };
             let claims = endpoint.held.value.claims(network, &id.node, vni);
+            let mac = endpoint.held.value.mac_claim(network, vni);
+            self.touch_holders(&mac);
             if self.ends.decide(&rank, &claims) {
                 self.losers.remove(&rank);
                 self.set_standing(network, id, Standing::InForce(vni));
@@ -235,6 +250,9 @@ impl Store {
         let before = self.networks.get(network).and_then(|state| state.endpoints.get(id));
         let Some(before) = before.map(|endpoint| endpoint.standing).filter(|before| *before != now) else { return };
         self.touch(network, id);
+        let endpoint = self.networks.get(network).and_then(|state| state.endpoints.get(id));
+        let mac = endpoint.zip(before.vni()).map(|(endpoint, vni)| endpoint.held.value.mac_claim(network, vni));
+        mac.iter().for_each(|mac| self.touch_holders(mac));
         let here = self.is_here(network, &id.node);
         let Some(state) = self.networks.get_mut(network) else { return };
         let Some(endpoint) = state.endpoints.get_mut(id) else { return };

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use super::{
     EndpointSpec, LocalEndpoint, NetworkSpec, RemoteEndpoint, Segment,
     fit::{gateway_mac, with_prefix_len},
-    records::{NetworkState, Standing},
+    records::{EndpointState, NetworkState, Standing},
     report::BlockedReason,
     store::Store,
 };
@@ -87,10 +87,21 @@ impl Store {
             return Some(EndpointSpec::Remote(RemoteEndpoint { vni, mac, ips, vtep }));
         }
         let inner = value.inner.as_ref()?;
+        if self.mac_is_taken(name, endpoint, vni) {
+            return None;
+        }
         let Netns::Path(path) = &inner.netns else { return None };
         let network = &state.record.as_ref()?.value;
         let addresses = value.ip.iter().filter_map(|ip| with_prefix_len(network, *ip)).collect();
         let (netns, ifname) = (path.clone(), inner.ifname.clone());
         Some(EndpointSpec::Local(LocalEndpoint { vni, mac, addresses, netns, ifname }))
+    }
+
+    /// Whether an older endpoint of this node, which the record shares its MAC address with, has it. A bridge passes frames for
+    /// one MAC address to one port.
+    pub(super) fn mac_is_taken(&self, network: &Name, endpoint: &EndpointState, vni: Vni) -> bool {
+        let value = &endpoint.held.value;
+        let oldest = || self.ends.holders(&value.mac_claim(network, vni)).next().cloned();
+        value.shares_mac && oldest().is_some_and(|oldest| oldest != endpoint.held.rank)
     }
 }

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use super::{
     claims::{Claim, Claims, Rank},
-    records::segment_claims,
+    records::{Standing, segment_claims},
     store::Store,
 };
 use crate::{
     model::{Name, Netns},
-    schema::{Key, Reason, Rejected},
+    schema::{Key, Reason, Rejected, docker},
 };
 
 /// Why a record that is in force cannot be made on this node now. Closed: it is a metric's label.
@@ -19,6 +19,8 @@ pub enum BlockedReason {
     Unsupported,
     /// The underlay leaves it less than the least MTU.
     Mtu,
+    /// An older endpoint of this node has its MAC address.
+    Mac,
 }
 
 impl BlockedReason {
@@ -27,6 +29,7 @@ impl BlockedReason {
         match self {
             Self::Unsupported => "unsupported",
             Self::Mtu => "mtu",
+            Self::Mac => "mac",
         }
     }
 }
@@ -168,13 +171,24 @@ impl Store {
             let reason = self.blocked_network(&held.value)?;
             Some(Blocked { key: (*held.rank.key).clone(), reason })
         });
-        let own = self.nodes.get(&self.config.node).into_iter().flat_map(|state| &state.endpoints);
+        // Docker's endpoints know this node by its address.
+        let by_address = self.own_vtep.filter(|_| self.config.docker_prefix.is_some()).and_then(docker::node_of);
+        let own = [Some(self.config.node.clone()), by_address].into_iter().flatten();
+        let own = own.filter_map(|node| self.nodes.get(&node)).flat_map(|state| &state.endpoints);
         let endpoints = own.filter_map(|key| {
             let Key::Endpoint { network, id } = &**key else { return None };
             let endpoint = self.networks.get(network)?.endpoints.get(id)?;
-            let inner = endpoint.held.value.inner.as_ref()?;
-            let blocked = inner.netns == Netns::Host && endpoint.standing.is_in_force();
-            blocked.then(|| Blocked { key: (*endpoint.held.rank.key).clone(), reason: BlockedReason::Unsupported })
+            let (Standing::InForce(vni), Some(inner)) = (endpoint.standing, &endpoint.held.value.inner) else {
+                return None;
+            };
+            let reason = if inner.netns == Netns::Host {
+                BlockedReason::Unsupported
+            } else if self.is_here(network, &id.node) && self.mac_is_taken(network, endpoint, vni) {
+                BlockedReason::Mac
+            } else {
+                return None;
+            };
+            Some(Blocked { key: (*endpoint.held.rank.key).clone(), reason })
         });
         networks.chain(endpoints)
     }

@@ -178,6 +178,8 @@ pub struct Network {
     pub(super) waiting_since: Option<Time>,
     pub(super) spec: Option<Arc<NetworkSpec>>,
     pub(super) endpoints: BTreeMap<EndpointId, EndpointSpec>,
+    /// How many more endpoints than one a row of a VXLAN device leads to.
+    pub(super) sharers: BTreeMap<TunnelKey, usize>,
     pub(super) locals: BTreeMap<EndpointId, Local>,
     pub(super) by_path: BTreeMap<PathBuf, BTreeSet<EndpointId>>,
     /// The names of the overlay ends, by which an agent without memory knows them.
@@ -220,6 +222,7 @@ impl Network {
             waiting_since: None,
             spec: None,
             endpoints: BTreeMap::new(),
+            sharers: BTreeMap::new(),
             locals: BTreeMap::new(),
             by_path: BTreeMap::new(),
             by_outer_name: BTreeMap::new(),

@@ -17,7 +17,7 @@ use super::{
     unread::ReadCause,
 };
 use crate::{
-    desired::{EndpointSpec, LocalEndpoint, NetworkSpec, Segment, Update},
+    desired::{EndpointSpec, LocalEndpoint, NetworkSpec, RemoteEndpoint, Segment, Update},
     model::{EndpointId, Mac, Vni},
     retry::stable_hash,
 };
@@ -143,14 +143,19 @@ impl Fits<Link> for LinkWant {
     }
 }
 
-/// Whether two remote endpoints differ in nothing but their VTEP.
-fn has_same_rows(old: &EndpointSpec, new: &EndpointSpec) -> bool {
+/// The new one of two remote endpoints that differ in nothing but their VTEP.
+fn with_same_rows<'n>(old: &EndpointSpec, new: &'n EndpointSpec) -> Option<&'n RemoteEndpoint> {
     match (old, new) {
         (EndpointSpec::Remote(old), EndpointSpec::Remote(new)) => {
-            (old.vni, old.mac, &old.ips) == (new.vni, new.mac, &new.ips)
+            ((old.vni, old.mac, &old.ips) == (new.vni, new.mac, &new.ips)).then_some(new)
         }
-        _ => false,
+        _ => None,
     }
+}
+
+/// The row that leads to a remote endpoint.
+fn tunnel_of(remote: &RemoteEndpoint) -> TunnelKey {
+    TunnelKey { vni: remote.vni, mac: remote.mac, dst: None }
 }
 
 /// The name of the overlay end of an endpoint's veth pair: found again without any memory.
@@ -190,7 +195,9 @@ impl Network {
         for (id, new) in &update.endpoints {
             if let Some(old) = self.endpoints.remove(id) {
                 // The rows of an endpoint that is merely behind another VTEP are set where they stand.
-                if new.as_ref().is_some_and(|new| has_same_rows(&old, new)) {
+                if let Some(new) = new.as_ref().and_then(|new| with_same_rows(&old, new)) {
+                    self.want_tunnel(tunnel_of(new), Some(new.vtep));
+                    self.endpoints.insert(id.clone(), EndpointSpec::Remote(new.clone()));
                     continue;
                 }
                 self.set_rows(id, &old, false);
@@ -204,7 +211,7 @@ impl Network {
             self.set_spec(spec);
         }
         for (id, new) in update.endpoints {
-            if let Some(new) = new {
+            if let Some(new) = new.filter(|_| !self.endpoints.contains_key(&id)) {
                 if let EndpointSpec::Local(local) = &new {
                     self.remember_local(&id, local);
                 }
@@ -253,10 +260,7 @@ impl Network {
     fn set_rows(&mut self, id: &EndpointId, spec: &EndpointSpec, wanted: bool) {
         match spec {
             EndpointSpec::Remote(remote) => {
-                let key = TunnelKey { vni: remote.vni, mac: remote.mac, dst: None };
-                if self.tunnels.want(&key, wanted.then_some(remote.vtep)) {
-                    self.desired_moved(&Key::Tunnel(key));
-                }
+                self.set_tunnel(tunnel_of(remote), remote.vtep, wanted);
                 for ip in &remote.ips {
                     let key = NeighbourKey { vni: remote.vni, on_bridge: false, ip: *ip };
                     if self.neighbours.want(&key, wanted.then_some(remote.mac)) {
@@ -280,6 +284,30 @@ impl Network {
                     self.want_link(&LinkId::Inner(id.clone()), None);
                 }
             }
+        }
+    }
+
+    /// Adds or takes away one of the endpoints that a row leads to. It stays while there is any.
+    fn set_tunnel(&mut self, key: TunnelKey, vtep: IpAddr, wanted: bool) {
+        let more = self.sharers.remove(&key).unwrap_or_default();
+        let more = match (wanted, self.tunnels.desired_of(&key)) {
+            (true, Some(_)) => more + 1,
+            (false, Some(_)) if more > 0 => more - 1,
+            _ => {
+                return self.want_tunnel(key, wanted.then_some(vtep));
+            }
+        };
+        if more > 0 {
+            self.sharers.insert(key, more);
+        }
+        if wanted {
+            self.want_tunnel(key, Some(vtep));
+        }
+    }
+
+    fn want_tunnel(&mut self, key: TunnelKey, want: Option<IpAddr>) {
+        if self.tunnels.want(&key, want) {
+            self.desired_moved(&Key::Tunnel(key));
         }
     }
 

@@ -20,7 +20,7 @@ use std::{net::IpAddr, time::Duration};
 
 use lab::{Lab, TEST1, demo, engine, id, ip, remote};
 use vtepd::{
-    desired::Update,
+    desired::{EndpointSpec, RemoteEndpoint, Update},
     engine::{DriftReason, Event, Kind, LinkChange, Note, Op, Place, Time, Turn, outer_name},
     model::Mac,
 };
@@ -154,6 +154,40 @@ fn an_endpoint_waits_for_its_namespace_and_goes_with_it() {
     assert!(lab.kernel.link(&outer_name(&id("n1", "test1"))).is_none());
     assert_eq!(lab.drift(), [], "a container that ends is no drift");
     assert_eq!(lab.kernel.link("br0").unwrap().rows.len(), 0);
+    lab.quiet();
+}
+
+#[test]
+fn a_row_that_two_endpoints_share_stays_while_either_does_and_moves_with_one_replace() {
+    let mut lab = Lab::converged();
+    let mac = Mac::from_ip(ip("10.0.0.3"));
+    let sharer = |last: u8, vtep: &str| {
+        let EndpointSpec::Remote(remote) = remote(u32::from(last), vtep) else { unreachable!() };
+        Some(EndpointSpec::Remote(RemoteEndpoint { mac, ..remote }))
+    };
+    let row = |lab: &Lab| lab.kernel.link("vxlan1").unwrap().fdb.get(&mac).copied();
+    let fdb_ops =
+        |lab: &Lab| lab.kernel.log.iter().filter(|op| matches!(op, Op::PutFdb { .. } | Op::DeleteFdb { .. })).count();
+    let change = |revision, endpoints| Update { revision, spec: None, endpoints };
+    let before = row(&lab);
+    lab.want(change(6, vec![(id("n2", "s"), sharer(50, "192.168.205.11"))]));
+    lab.settle();
+    assert_eq!((row(&lab), fdb_ops(&lab)), (before, 0), "two neighbours of one row");
+    lab.want(change(7, vec![(id("n2", "e3"), None)]));
+    lab.settle();
+    assert_eq!((row(&lab), fdb_ops(&lab)), (before, 0), "the first goes, the row stays");
+    lab.want(change(8, vec![(id("n2", "t"), sharer(51, "192.168.205.11"))]));
+    lab.settle();
+    lab.forget();
+    // Docker's endpoints that move have another node, and so another identity.
+    let moved = [("n2", "s", None), ("n2", "t", None)].map(|(node, e, spec)| (id(node, e), spec));
+    let to = [("n3", "s", 50), ("n3", "t", 51)].map(|(node, e, n)| (id(node, e), sharer(n, "192.168.205.12")));
+    lab.want(change(9, moved.into_iter().chain(to).collect()));
+    lab.settle();
+    assert_eq!(lab.kernel.log, [Op::PutFdb { ifindex: lab.index("vxlan1"), mac, dst: ip("192.168.205.12") }]);
+    lab.want(change(10, vec![(id("n3", "s"), None), (id("n3", "t"), None)]));
+    lab.settle();
+    assert_eq!(row(&lab), None);
     lab.quiet();
 }
 

@@ -100,7 +100,7 @@ fn value_of(record: &docker::Endpoint, number: u32) -> Option<EndpointValue> {
         let ifname = format!("{}{number}", record.prefix);
         Arc::new(Inner { netns: Netns::Path(netns), ifname })
     });
-    (!record.ip.is_empty()).then(|| EndpointValue { ip: record.ip.clone().into(), mac, inner })
+    (!record.ip.is_empty()).then(|| EndpointValue { ip: record.ip.clone().into(), mac, shares_mac: true, inner })
 }
 
 impl Docker {
