@@ -49,6 +49,8 @@ pub(super) struct Totals {
     pub(super) blocked: Vec<(Name, crate::engine::Blocked)>,
     /// Observed objects by kind.
     pub(super) observed: BTreeMap<Kind, u64>,
+    /// Objects whose removal is held.
+    pub(super) held: u64,
 }
 
 impl Entry {
@@ -124,6 +126,7 @@ impl Board {
                 let applied = entry.summary.applied_revision;
                 totals.behind = Some(totals.behind.map_or(applied, |behind| behind.min(applied)));
             }
+            totals.held += entry.summary.held;
             let shown = entry.shown(name);
             totals.blocked.extend(entry.summary.blocked.iter().map(|blocked| (shown.clone(), blocked.clone())));
             for (kind, (_, observed)) in &entry.summary.objects {

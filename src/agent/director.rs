@@ -46,6 +46,8 @@ pub(super) struct Director {
     history: History,
     /// Records that were said to be left out.
     said: BTreeSet<String>,
+    /// Networks whose removals are held.
+    held: BTreeSet<Name>,
 }
 
 impl Director {
@@ -59,6 +61,7 @@ impl Director {
             lost: BTreeSet::new(),
             history,
             said: BTreeSet::new(),
+            held: BTreeSet::new(),
         }
     }
 
@@ -79,7 +82,8 @@ impl Director {
                     }
                     store.has_good_version(&earlier.key)
                 };
-                self.history.look_back(bad, good).await;
+                let lost = self.history.look_back(bad, good).await;
+                lost.iter().for_each(|key| self.store.history_lost(key));
                 self.dispatch(updates, self.shared.now())?;
                 self.sweep()?;
                 self.contact(source, revision);
@@ -150,9 +154,21 @@ impl Director {
         }
     }
 
+    /// Gives the networks their shares. Removals are held before anything could be removed, and let go only when what may
+    /// desire it was told.
     fn dispatch(&mut self, updates: BTreeMap<Name, Update>, received: Time) -> Result<(), Error> {
+        let held = self.store.held();
+        for (name, because_of) in held.iter().filter(|(name, _)| !self.held.contains(*name)) {
+            warn!(network = %name, %because_of, "nothing of the network is removed while this record is bad");
+            self.running.get(name).into_iter().for_each(|running| running.mailbox.hold(true));
+        }
+        let released = std::mem::replace(&mut self.held, held.into_keys().collect());
         for (name, update) in updates {
             self.give(&name, &update, received)?;
+        }
+        for name in released.difference(&self.held) {
+            info!(network = %name, "removals go on");
+            self.running.get(name).into_iter().for_each(|running| running.mailbox.hold(false));
         }
         Ok(())
     }
@@ -176,6 +192,7 @@ impl Director {
         self.shared.board.posted(name, 0);
         self.shared.board.named(name, self.store.shown_name(name));
         let (mailbox, thread) = network::start(name.clone(), Arc::clone(&self.shared)).map_err(thread)?;
+        mailbox.hold(self.held.contains(name));
         self.running.insert(name.clone(), Running { mailbox: Arc::clone(&mailbox), thread });
         Ok(mailbox)
     }
@@ -192,10 +209,6 @@ impl Director {
         let stale = owned.networks.into_iter().filter(|name| !self.running.contains_key(name));
         let nothing = Update { revision: self.store.revision(), spec: Some(None), endpoints: Vec::new() };
         for name in stale.collect::<Vec<_>>() {
-            if self.store.without_good_version().any(|bad| bad == name) {
-                warn!(network = %name, "its record is bad and no good version is known: what stands of it is kept");
-                continue;
-            }
             info!(network = %name, "nothing desires it any more; taking it down");
             self.start(&name)?.update(&nothing, self.shared.now());
         }

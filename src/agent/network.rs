@@ -109,6 +109,7 @@ fn run(name: &Name, shared: &Shared, mailbox: &Mailbox) {
         }
         journal.call(shared.board.begin(name));
         told |= !work.updates.is_empty();
+        engine.hold_removals(work.hold);
         for (update, received) in work.updates {
             engine.want(update, received);
         }

@@ -126,10 +126,11 @@ fn a_bad_value_changes_nothing_but_itself() {
 #[test]
 fn a_bad_value_without_predecessor_is_not_there() {
     let mut store = new_store();
-    store.snapshot(5, vec![kv("networks/n", "{", 3), kv("elsewhere/x", "{}", 4)]);
+    let changed = Kv { create_revision: 2, ..kv("networks/n", "{", 3) };
+    store.snapshot(5, vec![changed, kv("networks/new", "{", 4), kv("elsewhere/x", "{}", 4)]);
     assert_eq!(store.counts().networks, 0);
     let keys: Vec<_> = store.without_predecessor().collect();
-    assert_eq!(keys, [(b"/p/networks/n".as_slice(), 3)]);
+    assert_eq!(keys, [(b"/p/networks/n".as_slice(), 3)], "what was made bad has no history");
     assert_eq!(store.counts().rejected[&Reason::Key], 1);
 }
 
@@ -144,6 +145,30 @@ fn a_good_version_out_of_the_history_is_in_force_while_the_bad_one_stands() {
     assert_eq!((store.counts().rejected.len(), store.without_predecessor().count()), (1, 0));
     assert!(store.snapshot(6, records).is_empty(), "the bad version heard again changes nothing");
     assert!(store.predecessor(&earlier).is_empty());
+}
+
+#[test]
+fn removals_are_held_while_a_record_is_bad_whose_good_version_cannot_be_found() {
+    for (key, good, networks) in [
+        ("networks/n", NET.to_owned(), vec!["n"]),
+        ("endpoints/n/b/e2", ip(3), vec!["n"]),
+        ("nodes/b", r#"{"vtep":"192.168.0.2"}"#.to_owned(), vec!["m", "n"]),
+    ] {
+        for end in [put(key, &good, 2, 9), delete(key, 9), put(key, "{", 9, 9)] {
+            let mut store = new_store();
+            let others = ["endpoints/m/b/e", "endpoints/n/b/e3"].map(|key| kv(key, &ip(4), 3));
+            let bad = Kv { create_revision: 2, ..kv(key, "{", 4) };
+            store.snapshot(5, others.into_iter().chain([bad]).collect());
+            assert!(store.held().is_empty(), "it may be found yet");
+            store.history_lost(format!("/p/{key}").as_bytes());
+            let held = |store: &Store| store.held().into_keys().map(|name| name.to_string()).collect::<Vec<_>>();
+            assert_eq!(held(&store), networks, "{key}");
+            store.changes(6, vec![put(key, "[", 2, 6)]);
+            assert_eq!(held(&store), networks, "another bad version of {key} changes nothing");
+            store.changes(9, vec![end]);
+            assert!(held(&store).is_empty(), "{key}");
+        }
+    }
 }
 
 #[test]

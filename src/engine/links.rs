@@ -87,7 +87,16 @@ impl Network {
             }
             return;
         };
-        let Some(id) = self.by_index.get(&link.ifindex).cloned().or_else(|| self.classify(link)) else { return };
+        let known = known.or_else(|| self.by_index.get(&link.ifindex).cloned());
+        let id = match known {
+            Some(stray @ LinkId::Stray(_)) => Some(self.classify(link).unwrap_or(stray)),
+            known => known.or_else(|| self.classify(link)),
+        };
+        let Some(id) = id else { return };
+        // A leftover whose removal was held is desired after all.
+        if !matches!(id, LinkId::Stray(_)) {
+            self.observe_gone(&LinkId::Stray(link.ifindex), Cause::Change);
+        }
         let before = self.links.observed_of(&id).cloned();
         // A second device that answers to the same name or VNI is the newer one; the older one has been replaced.
         if before.as_ref().is_some_and(|before| before.ifindex != link.ifindex) {

@@ -6,7 +6,7 @@
 
 use super::{
     delta::Cause,
-    key::{Key, LinkId},
+    key::{Key, LinkId, TunnelKey},
     network::{InnerStatus, Netns, Network},
     object::{InnerAt, Link, LinkKind},
     seam::{Action, FailureKind, LinkChange, LinkRef, NewLink, Op, Place},
@@ -46,6 +46,19 @@ impl Network {
         self.settling.contains(key) || self.troubles.holds(key, now) || self.drift.holds(key, now)
     }
 
+    /// Whether an object that nothing desires stays because removals are held. Somebody else's doing is undone all the same,
+    /// and so is what is in the way of something that is desired.
+    fn stays(&self, key: &Key, op: &Op) -> bool {
+        let in_the_way = match key {
+            Key::BridgeRow(row) => {
+                let tunnel = TunnelKey { vni: row.vni, mac: row.mac, dst: None };
+                self.tunnels.desired_of(&tunnel).is_some()
+            }
+            _ => matches!(op, Op::ReclaimVni { .. }),
+        };
+        self.removals_held && !in_the_way && !self.drift.is_open(key)
+    }
+
     fn ours(&self) -> bool {
         matches!(self.netns, Netns::Ours(_))
     }
@@ -53,7 +66,8 @@ impl Network {
     /// The operation with its cause, unless the object rests.
     fn planned(&self, key: Key, action: Action, cause: Cause, op: Op, now: Time) -> Option<Planned> {
         let cause = if self.drift.is_open(&key) { Cause::Repair } else { cause };
-        (!self.held(&key, now)).then_some(Planned { op, key, action, cause })
+        let stays = action == Action::Delete && self.stays(&key, &op);
+        (!stays && !self.held(&key, now)).then_some(Planned { op, key, action, cause })
     }
 
     fn plan_netns(&self, now: Time) -> Vec<Planned> {

@@ -13,6 +13,7 @@ use super::{
     key::{BridgeRowKey, Key, LinkId, NeighbourKey, TunnelKey},
     network::{Home, InnerStatus, Local, Netns, Network},
     object::{Link, LinkKind, Port},
+    seam::LinkRef,
     time::Time,
     unread::ReadCause,
 };
@@ -252,7 +253,10 @@ impl Network {
         }
         self.refresh_links();
         if self.unnumbered() && matches!(self.netns, Netns::Ours(_)) {
-            self.unread.links.get_or_insert(ReadCause::Own);
+            // Among leftovers that were held may be what is desired now, of whose rows nothing is known.
+            let held = self.by_index.values().any(|id| matches!(id, LinkId::Stray(_)));
+            let cause = if held { ReadCause::First } else { ReadCause::Own };
+            self.unread.links = self.unread.links.max(Some(cause));
         }
     }
 
@@ -334,7 +338,11 @@ impl Network {
             Some(local) if local.spec.netns == spec.netns => local.spec = spec.clone(),
             _ => {
                 self.forget_local(id);
-                self.by_outer_name.insert(self.outer_name_of(id), id.clone());
+                let name = self.outer_name_of(id);
+                if self.by_index.values().any(|id| matches!(id, LinkId::Stray(_))) {
+                    self.unread.link(LinkRef::Name(name.clone()), ReadCause::First);
+                }
+                self.by_outer_name.insert(name, id.clone());
                 self.by_path.entry(spec.netns.clone()).or_default().insert(id.clone());
                 self.locals.insert(id.clone(), Local::new(spec.clone()));
             }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fs};
 use serde_json::{Value, json};
 use vtepd::lab::{Agent, Host, Lab, LabError, Write};
 
-use crate::hosts::{PREFIX, in_private, ping, record, registered, start, until};
+use crate::hosts::{PREFIX, assert_no_operation, in_private, ping, put, record, registered, start, until, words};
 
 /// A bad record: its key below the prefix, its value, and the field and the reason for which it is refused.
 struct Bad {
@@ -320,4 +320,51 @@ fn hostile_records_are_counted_and_named_and_touch_neither_the_host_nor_the_good
     let left: Vec<&str> = names.lines().collect();
     assert_eq!(left, ["directory", "host", "link-to-host", "link-to-root", "pipe", "test1", "vtepd-good"]);
     assert_printable(&fs::read(agent.log_path()).unwrap());
+}
+
+#[test]
+fn while_a_bad_records_good_version_is_compacted_away_nothing_of_its_network_is_removed() {
+    in_private!();
+    let lab = Lab::with_hosts(1).unwrap();
+    let host = &lab.hosts[0];
+    host.add_netns("test1").unwrap();
+    let mut agent = start(&lab, host);
+    registered(&lab, [&mut agent]);
+    let good: Vec<_> = GOOD.iter().map(|(key, value)| record(key, value)).collect();
+    lab.etcd.transaction(&good).unwrap();
+    assert_good(host, &mut agent);
+    let held = |agent: &mut Agent, wanted: f64| {
+        until(agent, "the held removals", |agent| {
+            let held = agent.metrics()?.count("vtepd_removals_held", &[]);
+            if held == wanted { Ok(()) } else { Err(LabError::not_so(format!("{held} are held, not {wanted}"))) }
+        });
+    };
+    // With the endpoint bad, a row and a neighbour stand on it. With the network bad, all does: the namespace, three links and
+    // an address; the rows of links that nobody knows are not looked at.
+    for (time, bad, objects) in [(1, 3, 2.0), (2, 0, 5.0)] {
+        let (key, value) = GOOD[bad];
+        agent.kill().unwrap();
+        put(&lab, key, "{");
+        lab.etcd.compact().unwrap();
+        agent = start(&lab, host);
+        held(&mut agent, objects);
+        let log = fs::read_to_string(agent.log_path()).unwrap();
+        assert_eq!(log.matches("nothing of the network is removed").count(), time, "once each");
+        put(&lab, key, value);
+        assert_good(host, &mut agent);
+        held(&mut agent, 0.0);
+        assert_no_operation(&mut agent);
+    }
+    // Where somebody deletes the bad record, what stood on its word goes.
+    agent.kill().unwrap();
+    put(&lab, GOOD[3].0, "{");
+    lab.etcd.compact().unwrap();
+    agent = start(&lab, host);
+    held(&mut agent, 2.0);
+    lab.etcd.delete(&format!("{PREFIX}{}", GOOD[3].0)).unwrap();
+    held(&mut agent, 0.0);
+    until(&mut agent, "the row goes", |_| {
+        let rows = host.run(&words("bridge -n vtepd-good fdb show dev vxlan1"))?;
+        if rows.contains("52:54:00:00:00:07") { Err(LabError::not_so(rows)) } else { Ok(()) }
+    });
 }
