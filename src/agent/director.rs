@@ -16,6 +16,7 @@ use super::{
     network::{self, Shared},
     pages::AgentPages,
     paths::Seen,
+    status::Reporter,
 };
 use crate::{
     desired::{Conflict, Source, Store, Update},
@@ -44,6 +45,7 @@ pub(super) struct Director {
     /// The layouts whose watch has no server.
     lost: BTreeSet<Source>,
     history: History,
+    reporter: Reporter,
     /// Records that were said to be left out.
     said: BTreeSet<String>,
     /// Networks whose removals are held.
@@ -51,7 +53,13 @@ pub(super) struct Director {
 }
 
 impl Director {
-    pub(super) fn new(shared: Arc<Shared>, store: Store, pages: Arc<AgentPages>, history: History) -> Self {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        store: Store,
+        pages: Arc<AgentPages>,
+        history: History,
+        reporter: Reporter,
+    ) -> Self {
         Self {
             shared,
             store,
@@ -60,6 +68,7 @@ impl Director {
             swept: false,
             lost: BTreeSet::new(),
             history,
+            reporter,
             said: BTreeSet::new(),
             held: BTreeSet::new(),
         }
@@ -230,6 +239,7 @@ impl Director {
     /// Once a second: the loop turns, and so do the threads.
     pub(super) fn tick(&mut self) -> Result<(), Error> {
         self.pages.turned();
+        self.reporter.look(&self.store, &self.shared.board.totals());
         let ended = self.running.iter().filter(|(_, running)| running.thread.is_finished());
         let ended: Vec<Name> = ended.map(|(name, _)| name.clone()).collect();
         for name in ended {

@@ -13,6 +13,7 @@ mod network;
 mod pages;
 mod paths;
 mod settings;
+mod status;
 mod takedown;
 
 use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
@@ -21,7 +22,7 @@ use thiserror::Error;
 use tokio::{net::TcpListener, sync::mpsc};
 use tracing::{info, warn};
 
-use self::{director::Director, history::History, lock::Lock, network::Shared, pages::AgentPages};
+use self::{director::Director, history::History, lock::Lock, network::Shared, pages::AgentPages, status::Reporter};
 pub use self::{
     settings::{Owner, Settings},
     takedown::cleanup,
@@ -133,7 +134,8 @@ async fn follow(settings: &Settings, shared: Arc<Shared>, pages: Arc<AgentPages>
     let docker_config = settings.docker_prefix.as_deref().map(|prefix| settings.etcd(prefix));
     let also_followed = docker_config.map(|config| AbortOnDrop(tokio::spawn(etcd::follow(config, sender))));
     let history = History::new(settings.etcd(&settings.prefix));
-    let mut director = Director::new(Arc::clone(&shared), store, pages, history);
+    let reporter = Reporter::new(settings.etcd(&settings.prefix), settings.node.clone());
+    let mut director = Director::new(Arc::clone(&shared), store, pages, history, reporter);
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     loop {
         tokio::select! {

@@ -44,6 +44,8 @@ pub struct Store {
     pub(super) revision: i64,
     /// The last revision that was heard from each layout.
     heard: BTreeMap<Source, i64>,
+    /// The revision of the newest record of each layout that means something, or of the listing that told of it.
+    newest: BTreeMap<Source, i64>,
     /// The layouts of which a complete snapshot was heard.
     pub(super) listed: BTreeSet<Source>,
     /// This node's VTEP address as it was when endpoints were last told apart by it.
@@ -103,6 +105,7 @@ impl Store {
         Self {
             revision: 0,
             heard: BTreeMap::new(),
+            newest: BTreeMap::new(),
             listed: BTreeSet::new(),
             own_vtep: config.vtep,
             config,
@@ -133,9 +136,31 @@ impl Store {
     pub fn snapshot_of(&mut self, source: Source, revision: i64, records: Vec<Kv>) -> BTreeMap<Name, Update> {
         self.heard.insert(source, revision);
         self.revision = self.heard.values().copied().max().unwrap_or(revision);
-        self.listed.insert(source);
-        self.replace(source, records, &BTreeSet::new(), i64::MAX);
+        let first = self.listed.insert(source);
+        let newest = records.iter().filter(|kv| self.matters(&kv.key)).map(|kv| kv.mod_revision).max();
+        let changed = self.replace(source, records, &BTreeSet::new(), i64::MAX) > 0;
+        let known = self.newest.entry(source).or_default();
+        // What is missing from a listing was deleted some time before it.
+        let anew = first || changed || *known > revision;
+        *known = if anew { revision } else { newest.unwrap_or(0).max(*known) };
         self.settle()
+    }
+
+    /// The revision of the newest change that means something. Other writes to the etcd, an agent's status among them, do not
+    /// move it.
+    pub fn newest(&self) -> i64 {
+        self.newest.values().copied().max().unwrap_or(0)
+    }
+
+    /// Whether a key means something to anybody, if only as a mistake.
+    fn matters(&self, whole: &[u8]) -> bool {
+        match self.source_of(whole) {
+            Source::Native => !matches!(self.native_key(whole), Ok(Key::Status(_))),
+            Source::Docker => {
+                let prefix = self.config.docker_prefix.as_deref().unwrap_or_default();
+                !matches!(schema::docker::Key::parse(prefix, whole), Ok(None))
+            }
+        }
     }
 
     fn hear(&mut self, source: Source, revision: i64) {
@@ -149,6 +174,10 @@ impl Store {
     pub fn changes(&mut self, revision: i64, changes: Vec<Change>) -> BTreeMap<Name, Update> {
         let source = changes.first().map_or(Source::Native, |change| self.source_of(change.key()));
         self.hear(source, revision);
+        if changes.iter().any(|change| self.matters(change.key())) {
+            let newest = self.newest.entry(source).or_default();
+            *newest = revision.max(*newest);
+        }
         for change in changes {
             let known = self.known(change.key());
             match change {
@@ -176,6 +205,10 @@ impl Store {
     ) -> Audited {
         self.hear(source, revision);
         let differences = self.replace(source, records, touched, revision);
+        if differences > 0 {
+            let newest = self.newest.entry(source).or_default();
+            *newest = revision.max(*newest);
+        }
         Audited { differences, updates: self.settle() }
     }
 

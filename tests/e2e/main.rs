@@ -17,3 +17,4 @@ mod random;
 mod repair;
 mod restart;
 mod seed;
+mod status;
