@@ -14,6 +14,7 @@ use super::{
     history::History,
     mailbox::Mailbox,
     network::{self, Shared},
+    pace::Pace,
     pages::AgentPages,
     paths::Seen,
     status::Reporter,
@@ -29,6 +30,9 @@ use crate::{
 
 /// So many records that are left out are named in the log; the metrics count all.
 const SAID: usize = 256;
+
+/// So many lines a second about records.
+const LINES: u32 = 200;
 
 struct Running {
     mailbox: Arc<Mailbox>,
@@ -48,6 +52,7 @@ pub(super) struct Director {
     reporter: Reporter,
     /// Records that were said to be left out.
     said: BTreeSet<String>,
+    pace: Pace,
     /// Networks whose removals are held.
     held: BTreeSet<Name>,
 }
@@ -70,6 +75,7 @@ impl Director {
             history,
             reporter,
             said: BTreeSet::new(),
+            pace: Pace::new(LINES),
             held: BTreeSet::new(),
         }
     }
@@ -124,7 +130,9 @@ impl Director {
             }
         }
         for rejected in self.store.take_new_rejections() {
-            warn!(%rejected, "rejected a record; its last good version stays in force");
+            if self.pace.allows(say_suppressed) {
+                warn!(%rejected, "rejected a record; its last good version stays in force");
+            }
         }
         self.say_what_is_left_out();
         self.name();
@@ -142,7 +150,9 @@ impl Director {
             self.store.blocked().map(|blocked| format!("{}: Blocked: {}", blocked.key, blocked.reason.as_str()));
         let now: BTreeSet<String> = lost.chain(blocked).take(SAID).collect();
         for record in now.difference(&self.said) {
-            warn!(record, "left out a record");
+            if self.pace.allows(say_suppressed) {
+                warn!(record, "left out a record");
+            }
         }
         self.said = now;
     }
@@ -239,6 +249,7 @@ impl Director {
     /// Once a second: the loop turns, and so do the threads.
     pub(super) fn tick(&mut self) -> Result<(), Error> {
         self.pages.turned();
+        self.pace.turn(say_suppressed);
         self.reporter.look(&self.store, &self.shared.board.totals());
         let ended = self.running.iter().filter(|(_, running)| running.thread.is_finished());
         let ended: Vec<Name> = ended.map(|(name, _)| name.clone()).collect();
@@ -251,6 +262,10 @@ impl Director {
         }
         Ok(())
     }
+}
+
+fn say_suppressed(records: u64) {
+    warn!(records, "more records were rejected or left out than was written here");
 }
 
 impl Drop for Director {

@@ -10,6 +10,7 @@ mod journal;
 mod lock;
 mod mailbox;
 mod network;
+mod pace;
 mod pages;
 mod paths;
 mod settings;

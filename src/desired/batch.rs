@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     model::{EndpointId, Name},
-    schema::{Key, Rejected, docker},
+    schema::{Key, Reason, Rejected, docker},
 };
 
 /// What is still to be settled.
@@ -125,8 +125,19 @@ impl Store {
                 _ => None,
             };
             let Some(claims) = claims else { continue };
-            let wins = self.heads.decide(&rank, &claims);
-            if wins {
+            let (quota, limit) = match &*key {
+                Key::Node(_) => (&self.node_quota, self.limits.nodes),
+                _ => (&self.network_quota, self.limits.networks),
+            };
+            let beyond = quota.is_beyond(&rank);
+            let wins = self.heads.decide(&rank, &claims, !beyond);
+            if beyond {
+                let rejected = Rejected::new(b"", "", Reason::Count, &format!("{limit} of its kind are older"));
+                self.refuse(&key, rejected);
+            } else {
+                self.misfits.remove(&key);
+            }
+            if wins || beyond {
                 self.losers.remove(&rank);
             } else {
                 self.losers.insert(rank);
@@ -200,11 +211,16 @@ impl Store {
     fn reject_misfit(&mut self, network: &Name, id: &EndpointId, mut rejected: Rejected) {
         let endpoint = self.networks.get(network).and_then(|state| state.endpoints.get(id));
         let Some(key) = endpoint.map(|endpoint| Arc::clone(&endpoint.held.rank.key)) else { return };
-        rejected.key = self.whole_key(&key);
         if self.is_docker(network) {
             rejected.field = docker_field(&rejected.field).to_owned();
         }
-        if self.misfits.insert(key, rejected.clone()).as_ref() != Some(&rejected) {
+        self.refuse(&key, rejected);
+    }
+
+    /// Refuses a record because of what others say.
+    fn refuse(&mut self, key: &Arc<Key>, mut rejected: Rejected) {
+        rejected.key = self.whole_key(key);
+        if self.misfits.insert(Arc::clone(key), rejected.clone()).as_ref() != Some(&rejected) {
             self.batch.rejected.push(rejected);
         }
     }
@@ -213,6 +229,10 @@ impl Store {
     fn fitted(&self, network: &Name, id: &EndpointId) -> Option<(Standing, Option<Unfit>)> {
         let state = self.networks.get(network)?;
         let endpoint = state.endpoints.get(id)?;
+        if state.quota.is_beyond(&endpoint.held.rank) {
+            let message = format!("{} endpoints of the network are older", self.limits.endpoints);
+            return Some((Standing::Misfit, Some((String::new(), Reason::Count, message))));
+        }
         let record = state.record.as_ref().filter(|_| state.in_force);
         let Some(record) = record.filter(|_| self.vtep_behind(network, &id.node).is_some()) else {
             return Some((Standing::Pending, None));
@@ -235,7 +255,7 @@ impl Store {
             let claims = endpoint.held.value.claims(network, &id.node, vni);
             let mac = endpoint.held.value.mac_claim(network, vni);
             self.touch_holders(&mac);
-            if self.ends.decide(&rank, &claims) {
+            if self.ends.decide(&rank, &claims, true) {
                 self.losers.remove(&rank);
                 self.set_standing(network, id, Standing::InForce(vni));
             } else {
@@ -322,6 +342,7 @@ impl Store {
 /// The field of Docker's that holds what a native endpoint has in this one.
 fn docker_field(native: &str) -> &'static str {
     match native {
+        "" => "",
         "mac" => "ep_iface.mac",
         "ip[1]" => "ep_iface.addrv6",
         _ => "ep_iface.addr",

@@ -101,15 +101,20 @@ impl Claims {
         self.queue.remove(rank);
     }
 
+    /// The record is to be decided anew.
+    pub(super) fn again(&mut self, rank: Rank) {
+        self.queue.insert(rank);
+    }
+
     /// The record of lowest rank that is to be decided.
     pub(super) fn next(&mut self) -> Option<Rank> {
         self.queue.pop_first()
     }
 
-    /// Whether the record is in force. Its claims change hands accordingly. Who holds a shared claim is called anew when the
+    /// Whether the record is in force, which it cannot be unless it `counts`. Its claims change hands accordingly. Who holds a shared claim is called anew when the
     /// oldest of its holders goes: one who waits in between comes first.
-    pub(super) fn decide(&mut self, rank: &Rank, claims: &[Claim]) -> bool {
-        let wins = self.blocker(rank, claims).is_none();
+    pub(super) fn decide(&mut self, rank: &Rank, claims: &[Claim], counts: bool) -> bool {
+        let wins = counts && self.blocker(rank, claims).is_none();
         for claim in claims {
             let Some(slot) = self.slots.get_mut(claim) else { continue };
             if wins {

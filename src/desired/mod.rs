@@ -8,6 +8,7 @@ mod docker;
 mod fit;
 mod keep;
 mod meaning;
+mod quota;
 mod records;
 mod report;
 mod source;
@@ -21,6 +22,7 @@ mod property;
 #[cfg(test)]
 mod tests;
 
+pub use quota::Limits;
 pub use report::{Blocked, BlockedReason, Conflict, Counts};
 pub use source::Source;
 pub use spec::{EndpointSpec, LocalEndpoint, NetworkSpec, RemoteEndpoint, Segment, Update};

@@ -5,12 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::{prelude::*, sample::Index};
 
 use super::{
-    Source, Store, StoreConfig, Update,
+    Limits, Source, Store, StoreConfig, Update,
     naive::{Mirror, world},
 };
 use crate::{
     model::Name,
-    schema::{self, Change, Key, Kv, docker},
+    schema::{self, Change, Key, Kv, Reason, docker},
 };
 
 fn config(vtep: bool) -> StoreConfig {
@@ -297,6 +297,38 @@ proptest! {
         prop_assert_eq!(&mirror.world, &listed.world);
         prop_assert!(store.conflicts().eq(later.conflicts()));
         prop_assert!(store.blocked().eq(later.blocked()));
+    }
+
+    #[test]
+    fn where_there_are_too_many_the_oldest_count_whatever_the_order(history in revisions()) {
+        let limits = Limits { nodes: 2, networks: 2, endpoints: 3 };
+        let limited = || {
+            let mut store = Store::with_limits(config(true), limits);
+            snapshot(&mut store, 0, &[]);
+            (store, Mirror::default())
+        };
+        let (mut etcd, (mut store, mut mirror)) = (Etcd::default(), limited());
+        for (revision, writes) in (1..).zip(&history) {
+            let changes = etcd.commit(revision, writes);
+            mirror.apply(store.changes(revision, changes));
+        }
+        let (mut listed, mut seen) = limited();
+        snapshot(&mut listed, 1000, &etcd.good()).into_iter().for_each(|updates| seen.apply(updates));
+        prop_assert_eq!(&mirror.world, &seen.world);
+        prop_assert!(store.conflicts().eq(listed.conflicts()));
+        let refused = |store: &Store| {
+            let all = store.rejections().filter(|rejected| rejected.reason == Reason::Count);
+            all.map(|rejected| rejected.key.clone()).collect::<BTreeSet<_>>()
+        };
+        prop_assert_eq!(refused(&store), refused(&listed));
+        for (kind, number, limit) in [
+            ("nodes/", store.counts().nodes, limits.nodes),
+            ("networks/", store.counts().networks, limits.networks),
+        ] {
+            let beyond = refused(&store).iter().filter(|key| key.contains(kind) || (kind == "networks/" && key.contains("overlay/"))).count();
+            prop_assert_eq!(beyond, number.saturating_sub(limit), "{}", kind);
+        }
+        prop_assert!(mirror.world.len() <= limits.networks);
     }
 
     #[test]

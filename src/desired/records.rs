@@ -10,6 +10,7 @@ use std::{
 use super::{
     NetworkSpec,
     claims::{Claim, Inner, Rank},
+    quota::Quota,
 };
 use crate::{
     model::{Endpoint, EndpointId, Mac, Name, Netns, Network, Vni},
@@ -31,6 +32,8 @@ pub(super) struct NetworkState {
     pub(super) record: Option<Held<Arc<Network>>>,
     pub(super) in_force: bool,
     pub(super) endpoints: BTreeMap<EndpointId, EndpointState>,
+    /// Which of them count.
+    pub(super) quota: Quota,
     /// How many of them are in force on this node.
     pub(super) local: usize,
     /// What this node was told that the network is.

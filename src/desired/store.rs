@@ -11,6 +11,7 @@ use super::{
     batch::Batch,
     claims::{Claims, Rank},
     docker::{self, Docker},
+    quota::{Limits, Quota},
     records::{EndpointValue, Held, NetworkState, NodeState},
     source::Source,
 };
@@ -64,6 +65,10 @@ pub struct Store {
     pub(super) losers: BTreeSet<Rank>,
     pub(super) pending: usize,
     pub(super) endpoints: usize,
+    pub(super) limits: Limits,
+    /// Which nodes and networks count.
+    pub(super) node_quota: Quota,
+    pub(super) network_quota: Quota,
     pub(super) identity: Option<Held<String>>,
     pub(super) approvals: BTreeMap<Name, Held<i64>>,
     pub(super) docker: Docker,
@@ -102,7 +107,15 @@ enum Value {
 impl Store {
     /// A store of which nothing is known yet.
     pub fn new(config: StoreConfig) -> Self {
+        Self::with_limits(config, Limits::default())
+    }
+
+    /// The same, where other numbers of records count.
+    pub fn with_limits(config: StoreConfig, limits: Limits) -> Self {
         Self {
+            limits,
+            node_quota: Quota::default(),
+            network_quota: Quota::default(),
             revision: 0,
             heard: BTreeMap::new(),
             newest: BTreeMap::new(),

@@ -312,6 +312,36 @@ fn one_interface_of_one_namespace_holds_one_endpoint_under_either_name_of_its_pa
 }
 
 #[test]
+fn a_network_with_too_many_endpoints_keeps_the_oldest_and_others_are_not_touched() {
+    let limits = Limits { nodes: 3, networks: 2, endpoints: 2 };
+    let mut store = Store::with_limits(new_store().config, limits);
+    let other = r#"{"subnets":[{"cidr":"10.1.0.0/24","vni":257}]}"#;
+    store.snapshot(
+        10,
+        vec![
+            kv("nodes/b", r#"{"vtep":"192.168.0.2"}"#, 1),
+            kv("networks/n", NET, 2),
+            kv("networks/m", other, 3),
+            kv("networks/third", r#"{"subnets":[{"cidr":"10.2.0.0/24","vni":258}]}"#, 4),
+            kv("endpoints/n/a/e", &ip(2), 5),
+            kv("endpoints/n/b/young", &ip(3), 7),
+            kv("endpoints/n/b/old", &ip(4), 6),
+            kv("endpoints/m/a/e", r#"{"ip":["10.1.0.2"]}"#, 8),
+        ],
+    );
+    let refused = |store: &Store| store.rejections().map(|r| (r.key.clone(), r.reason)).collect::<Vec<_>>();
+    let beyond = |key: &str| (format!("/p/{key}"), Reason::Count);
+    assert_eq!(refused(&store), [beyond("networks/third"), beyond("endpoints/n/b/young")]);
+    assert_eq!((store.take_new_rejections().len(), store.counts().conflicts), (2, 0));
+    let updates = store.changes(11, vec![delete("endpoints/n/b/old", 11)]);
+    assert!(
+        matches!(&updates["n"].endpoints[..], [(old, None), (young, Some(_))] if *old == id("b", "old") && *young == id("b", "young"))
+    );
+    store.changes(12, vec![delete("networks/m", 12)]);
+    assert!(refused(&store).is_empty());
+}
+
+#[test]
 fn an_audit_leaves_alone_what_was_touched_since() {
     let (mut store, _) = two_nodes();
     let listing = vec![

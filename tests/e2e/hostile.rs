@@ -5,7 +5,9 @@ use std::{collections::BTreeMap, fs};
 use serde_json::{Value, json};
 use vtepd::lab::{Agent, Host, Lab, LabError, Write};
 
-use crate::hosts::{PREFIX, assert_no_operation, in_private, ping, put, record, registered, start, until, words};
+use crate::hosts::{
+    PREFIX, assert_no_operation, in_private, options, ping, put, record, registered, start, until, words,
+};
 
 /// A bad record: its key below the prefix, its value, and the field and the reason for which it is refused.
 struct Bad {
@@ -367,4 +369,32 @@ fn while_a_bad_records_good_version_is_compacted_away_nothing_of_its_network_is_
         let rows = host.run(&words("bridge -n vtepd-good fdb show dev vxlan1"))?;
         if rows.contains("52:54:00:00:00:07") { Err(LabError::not_so(rows)) } else { Ok(()) }
     });
+}
+
+#[test]
+fn ten_thousand_bad_records_are_counted_and_are_a_few_lines_and_a_number_in_the_log() {
+    in_private!();
+    let lab = Lab::with_hosts(1).unwrap();
+    let host = &lab.hosts[0];
+    host.add_netns("test1").unwrap();
+    let mut options = options(&lab);
+    options.log_level = "info".to_owned();
+    let mut agent = host.spawn_agent(&options).unwrap();
+    registered(&lab, [&mut agent]);
+    let good: Vec<_> = GOOD.iter().map(|(key, value)| record(key, value)).collect();
+    lab.etcd.transaction(&good).unwrap();
+    assert_good(host, &mut agent);
+    for hundred in 0..100 {
+        let bad = (0..100).map(|n| record(&format!("endpoints/good/appliance/x{hundred}-{n}"), "{"));
+        lab.etcd.transaction(&bad.collect::<Vec<_>>()).unwrap();
+    }
+    wait_for_counts(&mut agent, &BTreeMap::from([("rejected_records json".to_owned(), 10_000.0)]));
+    let said = until(&mut agent, "the number", |agent| {
+        let log = fs::read_to_string(agent.log_path()).unwrap();
+        let number = log.contains("more records were rejected or left out than was written here");
+        if number { Ok(log) } else { Err(LabError::not_so("not said yet")) }
+    });
+    let lines = said.matches("rejected a record").count();
+    assert!((50..5000).contains(&lines), "{lines} lines");
+    assert_good(host, &mut agent);
 }
