@@ -228,7 +228,9 @@ impl Director {
         let stale = owned.networks.into_iter().filter(|name| !self.running.contains_key(name));
         let nothing = Update { revision: self.store.revision(), spec: Some(None), endpoints: Vec::new() };
         for name in stale.collect::<Vec<_>>() {
-            info!(network = %name, "nothing desires it any more; taking it down");
+            if !self.held.contains(&name) {
+                info!(network = %name, "nothing desires it any more; taking it down");
+            }
             self.start(&name)?.update(&nothing, self.shared.now());
         }
         Ok(())
