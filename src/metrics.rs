@@ -155,7 +155,8 @@ impl Metrics {
                 &["reason"],
             )?,
             conflicts: make.gauge("vtepd_conflicts", "Records that lost a claim to an older one.")?,
-            removals_held: make.gauge("vtepd_removals_held", "Removals that wait for an operator's approval.")?,
+            removals_held: make
+                .gauge("vtepd_removals_held", "Objects that nothing desires and whose removal is held.")?,
             resyncs: make.counters("vtepd_resyncs_total", "Full readings of a network's kernel state.", &["reason"])?,
             resync_duration: make
                 .histogram("vtepd_resync_duration_seconds", "How long a full reading and its repairs took.")?,

@@ -249,7 +249,7 @@ fn said(store: &mut Store, updates: Vec<BTreeMap<Name, Update>>) -> Said {
     let conflicts: Vec<_> = store.conflicts().collect();
     let blocked: Vec<_> = store.blocked().collect();
     let rejected: BTreeSet<String> = store.rejections().map(ToString::to_string).collect();
-    let without: Vec<_> = store.without_good_version().collect();
+    let without: Vec<_> = store.without_predecessor().map(|(key, _)| key.to_vec()).collect();
     (updates, format!("{:?} {conflicts:?} {blocked:?} {rejected:?} {without:?}", store.counts()))
 }
 

@@ -31,7 +31,7 @@ use ipnet::IpNet;
 use sim_etcd::SimEtcd;
 use sim_kernel::{Chance, Faults, SimKernel, SimLink};
 use vtepd::{
-    desired::{Store, StoreConfig, Update},
+    desired::{Source, Store, StoreConfig, Update},
     engine::{Config, Family, Forwarding, Home, LinkChange, LinkKind, Network, Note, Op, Place, Time, Turn, turn},
     model::{Mac, Name, Netns, Route},
 };
@@ -39,6 +39,8 @@ use vtepd::{
 const GROUP: u32 = 0x76;
 const NODES: [&str; 3] = ["a", "b", "c"];
 const NETWORKS: [&str; 3] = ["red", "green", "blue"];
+/// A network in Docker's layout, where several endpoints behind one VTEP may have one MAC address.
+const DOCKER: &str = "dddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddd";
 const STEPS: usize = 400;
 /// As many as a debug build runs in a few seconds; `SEEDS=5000` runs more.
 const SEEDS: u64 = 60;
@@ -63,7 +65,10 @@ struct World {
 }
 
 fn container(network: &Name, number: usize) -> String {
-    format!("/run/netns/{network}-{number}")
+    match network.as_str() {
+        DOCKER => format!("/var/run/docker/netns/{}", number.to_string().repeat(12)),
+        _ => format!("/run/netns/{network}-{number}"),
+    }
 }
 
 fn config(network: &Name) -> Config {
@@ -78,7 +83,7 @@ fn config(network: &Name) -> Config {
 fn new_store(node: &Name) -> Store {
     Store::new(StoreConfig {
         prefix: "/p".into(),
-        docker_prefix: None,
+        docker_prefix: Some("/d".into()),
         node: node.clone(),
         vtep: None,
         host_endpoints: true,
@@ -89,7 +94,8 @@ fn new_store(node: &Name) -> Store {
 impl Host {
     fn new(node: &str, seed: u64) -> Self {
         let node: Name = node.parse().unwrap();
-        let kernels = NETWORKS.iter().map(|network| (network.parse().unwrap(), SimKernel::new(seed))).collect();
+        let networks = NETWORKS.iter().chain([&DOCKER]);
+        let kernels = networks.map(|network| (network.parse().unwrap(), SimKernel::new(seed))).collect();
         Self { store: new_store(&node), node, position: 0, engines: BTreeMap::new(), kernels, drift: Vec::new() }
     }
 
@@ -111,9 +117,12 @@ impl Host {
 
     fn list(&mut self, etcd: &SimEtcd, now: Time) {
         let first = !self.store.is_complete();
-        let updates = self.store.snapshot(etcd.revision, etcd.listing());
+        let (docker, native) = etcd.listing().into_iter().partition(|kv| kv.key.starts_with(b"/d/"));
+        for (source, records) in [(Source::Docker, docker), (Source::Native, native)] {
+            let updates = self.store.snapshot_of(source, etcd.revision, records);
+            self.give(updates, now);
+        }
         self.position = etcd.revision + 1;
-        self.give(updates, now);
         if first {
             for (name, kernel) in &self.kernels {
                 if kernel.overlay.is_some() && !self.engines.contains_key(name) {
@@ -238,9 +247,36 @@ impl World {
         }
     }
 
+    /// Six endpoints with three MAC addresses, behind VTEPs that the nodes have, or may come to have.
+    fn docker(&mut self) {
+        let key = format!("/d/endpoint/{DOCKER}/{}", self.chance.below(6).to_string().repeat(64));
+        match self.chance.below(16) {
+            0 => self.etcd.delete(&format!("/d/overlay/network/{DOCKER}")),
+            1..=3 => self.etcd.transaction(&[
+                (format!("/d/network/{DOCKER}"), Some(r#"{"networkType":"overlay"}"#.into())),
+                (format!("/d/overlay/network/{DOCKER}"), Some(r#"[{"SubnetIP":"10.7.0.0/24","Vni":700}]"#.into())),
+            ]),
+            4..=6 => self.etcd.delete(&key),
+            7 => self.etcd.put(&key, "{ not json"),
+            _ => {
+                let (ip, mac) = (2 + self.chance.below(6), self.chance.below(3));
+                let (vtep, sandbox) = (10 + self.chance.below(4), self.chance.below(3).to_string().repeat(64));
+                let value = format!(
+                    r#"{{"ep_iface":{{"addr":"10.7.0.{ip}/24","mac":"02:00:00:00:00:0{mac}"}},"locator":"192.168.205.{vtep}","sandbox":"{sandbox}"}}"#
+                );
+                self.etcd.put(&key, &value);
+            }
+        }
+    }
+
+    fn any_network(&mut self) -> Name {
+        let networks = [NETWORKS[0], NETWORKS[1], NETWORKS[2], DOCKER];
+        self.chance.pick(&networks).unwrap().parse().unwrap()
+    }
+
     fn containers(&mut self) {
         let host = self.chance.below(self.hosts.len());
-        let network: Name = self.chance.pick(&NETWORKS).unwrap().parse().unwrap();
+        let network = self.any_network();
         let path = container(&network, self.chance.below(3));
         let kernel = self.hosts[host].kernels.get_mut(&network).unwrap();
         if kernel.containers.contains_key(&Netns::from(path.as_str())) {
@@ -252,7 +288,7 @@ impl World {
 
     fn foreign_write(&mut self) {
         let host = self.chance.below(self.hosts.len());
-        let network: Name = self.chance.pick(&NETWORKS).unwrap().parse().unwrap();
+        let network = self.any_network();
         let chance = &mut self.chance;
         let kernel = self.hosts[host].kernels.get_mut(&network).unwrap();
         let Some(overlay) = &kernel.overlay else { return };
@@ -265,7 +301,7 @@ impl World {
         let Some(link) = chance.pick(&links).cloned() else { return };
         let ifindex = link.link.ifindex;
         let mac = Mac::from_ip(IpAddr::from([10, 0, 0, chance.below(20) as u8]));
-        let number = NETWORKS.iter().position(|n| *n == network.as_str()).unwrap();
+        let number = NETWORKS.iter().position(|n| *n == network.as_str()).unwrap_or(7);
         let own_mac = link.fdb.keys().next().copied().unwrap_or(mac);
         let ip = link.neighbours.keys().next().copied().unwrap_or(IpAddr::from([10, number as u8, 0, 9]));
         let (place, index) = match chance.pick(&inner) {
@@ -344,7 +380,8 @@ impl World {
     fn step(&mut self) {
         let (host, now) = (self.chance.below(self.hosts.len()), self.now());
         match self.chance.below(24) {
-            0..=6 => self.operator(),
+            0..=4 => self.operator(),
+            5..=6 => self.docker(),
             7 => self.containers(),
             8 if self.chance.below(4) == 0 => {
                 let mtu = [1400, 1500, 9000][self.chance.below(3)];

@@ -43,12 +43,14 @@ pub(super) struct Totals {
     pub(super) in_sync: usize,
     /// Those that have come to rest at least once.
     pub(super) settled: usize,
-    /// The lowest revision that a network which is not in sync has applied; `None` when all are in sync.
+    /// The lowest revision that a network has applied which was told of newer ones; `None` when none was.
     pub(super) behind: Option<i64>,
     /// Objects that cannot be made, with their network.
     pub(super) blocked: Vec<(Name, crate::engine::Blocked)>,
     /// Observed objects by kind.
     pub(super) observed: BTreeMap<Kind, u64>,
+    /// Objects whose removal is held.
+    pub(super) held: u64,
 }
 
 impl Entry {
@@ -120,10 +122,12 @@ impl Board {
             totals.networks += 1;
             totals.in_sync += usize::from(in_sync);
             totals.settled += usize::from(entry.settled);
-            if !in_sync {
-                let applied = entry.summary.applied_revision;
+            let (applied, told) = (entry.summary.applied_revision, entry.summary.revision);
+            // One that has applied all that it was told is not behind, whatever somebody else does to it.
+            if applied < told || entry.handled < entry.posted {
                 totals.behind = Some(totals.behind.map_or(applied, |behind| behind.min(applied)));
             }
+            totals.held += entry.summary.held;
             let shown = entry.shown(name);
             totals.blocked.extend(entry.summary.blocked.iter().map(|blocked| (shown.clone(), blocked.clone())));
             for (kind, (_, observed)) in &entry.summary.objects {

@@ -14,8 +14,10 @@ use super::{
     history::History,
     mailbox::Mailbox,
     network::{self, Shared},
+    pace::Pace,
     pages::AgentPages,
     paths::Seen,
+    status::Reporter,
     underlay::Underlay,
 };
 use crate::{
@@ -29,6 +31,9 @@ use crate::{
 
 /// So many records that are left out are named in the log; the metrics count all.
 const SAID: usize = 256;
+
+/// So many lines a second about records.
+const LINES: u32 = 200;
 
 struct Running {
     mailbox: Arc<Mailbox>,
@@ -46,10 +51,14 @@ pub(super) struct Director {
     /// The layouts whose watch has no server.
     lost: BTreeSet<Source>,
     history: History,
+    reporter: Reporter,
     /// Records that were said to be left out.
     said: BTreeSet<String>,
     /// Networks that were said to exceed the underlay.
     exceeding: BTreeSet<String>,
+    pace: Pace,
+    /// Networks whose removals are held.
+    held: BTreeSet<Name>,
 }
 
 impl Director {
@@ -59,6 +68,7 @@ impl Director {
         outside: Outside,
         pages: Arc<AgentPages>,
         history: History,
+        reporter: Reporter,
     ) -> Self {
         Self {
             shared,
@@ -69,8 +79,11 @@ impl Director {
             swept: false,
             lost: BTreeSet::new(),
             history,
+            reporter,
             said: BTreeSet::new(),
             exceeding: BTreeSet::new(),
+            pace: Pace::new(LINES),
+            held: BTreeSet::new(),
         }
     }
 
@@ -91,7 +104,8 @@ impl Director {
                     }
                     store.has_good_version(&earlier.key)
                 };
-                self.history.look_back(bad, good).await;
+                let lost = self.history.look_back(bad, good).await;
+                lost.iter().for_each(|key| self.store.history_lost(key));
                 self.dispatch(updates, self.shared.now())?;
                 self.sweep()?;
                 self.contact(source, revision);
@@ -129,7 +143,9 @@ impl Director {
     /// Says where the store-wide stage stands.
     fn say(&mut self) {
         for rejected in self.store.take_new_rejections() {
-            warn!(%rejected, "rejected a record; its last good version stays in force");
+            if self.pace.allows(say_suppressed) {
+                warn!(%rejected, "rejected a record; its last good version stays in force");
+            }
         }
         self.say_what_is_left_out();
         self.say_what_exceeds();
@@ -173,7 +189,9 @@ impl Director {
             self.store.blocked().map(|blocked| format!("{}: Blocked: {}", blocked.key, blocked.reason.as_str()));
         let now: BTreeSet<String> = lost.chain(blocked).take(SAID).collect();
         for record in now.difference(&self.said) {
-            warn!(record, "left out a record");
+            if self.pace.allows(say_suppressed) {
+                warn!(record, "left out a record");
+            }
         }
         self.said = now;
     }
@@ -194,10 +212,30 @@ impl Director {
         }
     }
 
+    /// Gives the networks their shares. Removals are held before anything could be removed, and let go only when what may
+    /// desire it was told.
     fn dispatch(&mut self, updates: BTreeMap<Name, Update>, received: Time) -> Result<(), Error> {
+        let mut held = self.store.held();
+        // What leads outside from that network's endpoints stays as well.
+        if let Some(because_of) = held.values().next().cloned() {
+            held.insert(Name::host(), because_of);
+        }
+        for (name, because_of) in held.iter().filter(|(name, _)| !self.held.contains(*name)) {
+            if *name != Name::host() {
+                warn!(network = %name, %because_of, "nothing of the network is removed while this record is bad");
+            }
+            self.running.get(name).into_iter().for_each(|running| running.mailbox.hold(true));
+        }
+        let released = std::mem::replace(&mut self.held, held.into_keys().collect());
         let outside = self.outside.follow(&updates).map(|update| (Name::host(), update));
         for (name, update) in updates.into_iter().chain(outside) {
             self.give(&name, &update, received)?;
+        }
+        for name in released.difference(&self.held) {
+            if *name != Name::host() {
+                info!(network = %name, "removals go on");
+            }
+            self.running.get(name).into_iter().for_each(|running| running.mailbox.hold(false));
         }
         Ok(())
     }
@@ -221,6 +259,7 @@ impl Director {
         self.shared.board.posted(name, 0);
         self.shared.board.named(name, self.store.shown_name(name));
         let (mailbox, thread) = network::start(name.clone(), Arc::clone(&self.shared)).map_err(thread)?;
+        mailbox.hold(self.held.contains(name));
         self.running.insert(name.clone(), Running { mailbox: Arc::clone(&mailbox), thread });
         Ok(mailbox)
     }
@@ -238,12 +277,8 @@ impl Director {
         let stale = owned.filter(|name| !self.running.contains_key(name));
         let nothing = Update { revision: self.store.revision(), spec: Some(None), endpoints: Vec::new() };
         for name in stale.collect::<Vec<_>>() {
-            if self.store.without_good_version().any(|bad| bad == name) {
-                warn!(network = %name, "its record is bad and no good version is known: what stands of it is kept");
-                continue;
-            }
             // Of the host's own it is not known yet whether anything is left.
-            if name != Name::host() {
+            if !self.held.contains(&name) && name != Name::host() {
                 info!(network = %name, "nothing desires it any more; taking it down");
             }
             self.start(&name)?.update(&nothing, self.shared.now());
@@ -266,6 +301,8 @@ impl Director {
     /// Once a second: the loop turns, and so do the threads.
     pub(super) fn tick(&mut self) -> Result<(), Error> {
         self.pages.turned();
+        self.pace.turn(say_suppressed);
+        self.reporter.look(&self.store, &self.shared.board.totals());
         let ended = self.running.iter().filter(|(_, running)| running.thread.is_finished());
         let ended: Vec<Name> = ended.map(|(name, _)| name.clone()).collect();
         for name in ended {
@@ -277,6 +314,10 @@ impl Director {
         }
         Ok(())
     }
+}
+
+fn say_suppressed(records: u64) {
+    warn!(records, "more records were rejected or left out than was written here");
 }
 
 impl Drop for Director {

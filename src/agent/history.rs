@@ -23,32 +23,45 @@ impl History {
     }
 
     /// The earlier versions of these records, each given with the revision of its bad version: newest first, as far back as
-    /// `good` does not take one, or as history goes.
-    pub(super) async fn look_back(&self, bad: Vec<(Vec<u8>, i64)>, mut good: impl FnMut(&Kv) -> bool) {
+    /// `good` does not take one, or as history goes. Returns the keys of which a good version may have been, and was not found.
+    pub(super) async fn look_back(&self, bad: Vec<(Vec<u8>, i64)>, mut good: impl FnMut(&Kv) -> bool) -> Vec<Vec<u8>> {
         if bad.is_empty() {
-            return;
+            return Vec::new();
         }
         let etcd = match Etcd::connect(&self.config).await {
             Ok(etcd) => etcd,
-            Err(error) => return info!(%error, "cannot look for good versions of bad records"),
+            Err(error) => {
+                info!(%error, "cannot look for good versions of bad records");
+                return bad.into_iter().map(|(key, _)| key).collect();
+            }
         };
-        for (key, bad_since) in bad.into_iter().take(RECORDS) {
-            let mut revision = bad_since - 1;
-            for _ in 0..VERSIONS {
-                match etcd.read(&key, revision).await {
-                    Ok(Some(earlier)) if good(&earlier) => {
-                        info!(key = %key.escape_ascii(), revision = earlier.mod_revision, "an earlier version is in force");
-                        break;
-                    }
-                    Ok(Some(earlier)) => revision = earlier.mod_revision - 1,
-                    Ok(None) => break,
-                    // Compacted, most likely.
-                    Err(error) => {
-                        debug!(key = %key.escape_ascii(), revision, %error, "cannot read an earlier version");
-                        break;
-                    }
+        let mut lost = Vec::new();
+        for (n, (key, bad_since)) in bad.into_iter().enumerate() {
+            if n >= RECORDS || !self.found(&etcd, &key, bad_since, &mut good).await {
+                lost.push(key);
+            }
+        }
+        lost
+    }
+
+    /// Looks for one record. False when history, or patience, ends before the record does.
+    async fn found(&self, etcd: &Etcd, key: &[u8], bad_since: i64, good: &mut impl FnMut(&Kv) -> bool) -> bool {
+        let mut revision = bad_since - 1;
+        for _ in 0..VERSIONS {
+            match etcd.read(key, revision).await {
+                Ok(Some(earlier)) if good(&earlier) => {
+                    info!(key = %key.escape_ascii(), revision = earlier.mod_revision, "an earlier version is in force");
+                    return true;
+                }
+                Ok(Some(earlier)) => revision = earlier.mod_revision - 1,
+                Ok(None) => return true,
+                // Compacted, most likely.
+                Err(error) => {
+                    debug!(key = %key.escape_ascii(), revision, %error, "cannot read an earlier version");
+                    return false;
                 }
             }
         }
+        false
     }
 }

@@ -1,36 +1,30 @@
 //! A network's notes as log lines, at a bounded rate: ten thousand rows that drift at once are a number, not as many lines.
 
-use std::{
-    collections::BTreeSet,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeSet, time::Duration};
 
 use tracing::{debug, info, warn};
 
+use super::pace::Pace;
 use crate::{
     engine::{Blocked, Note},
     model::Name,
 };
 
-/// So many lines …
+/// So many lines a second.
 const LINES: u32 = 50;
-/// … in this time.
-const WINDOW: Duration = Duration::from_secs(1);
 
 /// A network's journal.
 #[derive(Debug)]
 pub(super) struct Journal {
     network: Name,
-    since: Instant,
-    written: u32,
-    suppressed: u64,
+    pace: Pace,
     /// What was said to be blocked: object and reason.
     blocked: BTreeSet<(String, String)>,
 }
 
 impl Journal {
     pub(super) fn new(network: Name) -> Self {
-        Self { network, since: Instant::now(), written: 0, suppressed: 0, blocked: BTreeSet::new() }
+        Self { network, pace: Pace::new(LINES), blocked: BTreeSet::new() }
     }
 
     /// What the network is called from now on.
@@ -44,8 +38,6 @@ impl Journal {
         for (object, reason) in now.difference(&std::mem::take(&mut self.blocked)) {
             if self.allowed() {
                 warn!(network = %self.network, object, reason, "blocked; tried again later");
-            } else {
-                self.suppressed += 1;
             }
         }
         self.blocked = now;
@@ -58,7 +50,6 @@ impl Journal {
             Note::RepairFailed { .. } | Note::Op { failure: None, .. } | Note::Resync { .. } | Note::Resynced { .. }
         );
         if !minor && !self.allowed() {
-            self.suppressed += 1;
             return;
         }
         let network = &self.network;
@@ -91,14 +82,8 @@ impl Journal {
     }
 
     fn allowed(&mut self) -> bool {
-        if self.since.elapsed() > WINDOW {
-            if self.suppressed > 0 {
-                info!(network = %self.network, lines = self.suppressed, "more happened than was written here");
-            }
-            (self.since, self.written, self.suppressed) = (Instant::now(), 0, 0);
-        }
-        self.written += 1;
-        self.written <= LINES
+        let network = &self.network;
+        self.pace.allows(|lines| info!(%network, lines, "more happened than was written here"))
     }
 }
 

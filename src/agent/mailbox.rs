@@ -43,6 +43,8 @@ pub(super) struct Work {
     /// Paths below the namespace roots that changed; `None` when there were too many to tell.
     pub(super) paths: Option<BTreeSet<PathBuf>>,
     pub(super) stop: bool,
+    /// Removals are held.
+    pub(super) hold: bool,
     /// How many times something was put in, ever.
     pub(super) posted: u64,
 }
@@ -53,6 +55,7 @@ struct State {
     pending: Vec<Pending>,
     paths: Option<BTreeSet<PathBuf>>,
     stop: bool,
+    hold: bool,
     closed: bool,
     posted: u64,
 }
@@ -131,6 +134,11 @@ impl Mailbox {
         self.post(|state| state.paths = None)
     }
 
+    /// Holds removals, or lets them go on.
+    pub(super) fn hold(&self, hold: bool) {
+        self.post(|state| state.hold = hold);
+    }
+
     /// Asks the thread to end and to leave everything in place.
     pub(super) fn stop(&self) {
         self.post(|state| state.stop = true);
@@ -154,6 +162,7 @@ impl Mailbox {
             updates: updates.collect(),
             paths: state.paths.replace(BTreeSet::new()),
             stop: state.stop,
+            hold: state.hold,
             posted: state.posted,
         }
     }

@@ -10,10 +10,12 @@ mod journal;
 mod lock;
 mod mailbox;
 mod network;
+mod pace;
 mod pages;
 mod paths;
 mod reading;
 mod settings;
+mod status;
 mod takedown;
 mod underlay;
 
@@ -23,7 +25,10 @@ use thiserror::Error;
 use tokio::{net::TcpListener, sync::mpsc};
 use tracing::{info, warn};
 
-use self::{director::Director, history::History, lock::Lock, network::Shared, pages::AgentPages, underlay::Underlay};
+use self::{
+    director::Director, history::History, lock::Lock, network::Shared, pages::AgentPages, status::Reporter,
+    underlay::Underlay,
+};
 pub use self::{
     reading::read_store,
     settings::{Owner, Settings},
@@ -138,7 +143,8 @@ async fn follow(settings: &Settings, shared: Arc<Shared>, pages: Arc<AgentPages>
     let also_followed = docker_config.map(|config| AbortOnDrop(tokio::spawn(etcd::follow(config, sender))));
     let history = History::new(settings.etcd(&settings.prefix));
     let outside = Outside::new(settings.with_outside.then(|| settings.owner.outside.clone()));
-    let mut director = Director::new(Arc::clone(&shared), store, outside, pages, history);
+    let reporter = Reporter::new(settings.etcd(&settings.prefix), settings.node.clone());
+    let mut director = Director::new(Arc::clone(&shared), store, outside, pages, history, reporter);
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     loop {
         tokio::select! {

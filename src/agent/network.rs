@@ -116,6 +116,7 @@ fn run(name: &Name, shared: &Shared, mailbox: &Mailbox) {
         }
         journal.call(shared.board.begin(name));
         told |= !work.updates.is_empty();
+        engine.network().hold_removals(work.hold);
         for (update, received) in work.updates {
             engine.want(update, received);
         }

@@ -100,6 +100,7 @@ impl AgentPages {
         self.shared.board.show(metrics);
         let state = self.state();
         metrics.applied_revision.set(totals.behind.unwrap_or(state.revision).min(state.revision));
+        metrics.removals_held.set(as_gauge(totals.held));
         metrics.blocked.reset();
         for ((kind, reason), count) in &state.blocked {
             metrics.blocked.with_label_values(&[kind, reason]).add(*count);

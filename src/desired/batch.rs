@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     model::{EndpointId, Name},
-    schema::{Key, Rejected, docker},
+    schema::{Key, Reason, Rejected, docker},
 };
 
 /// What is still to be settled.
@@ -52,6 +52,19 @@ impl Store {
         let entry = self.batch.before.entry(network.clone()).or_default();
         if let Some(before) = before {
             entry.insert(id.clone(), before);
+        }
+    }
+
+    /// Which of those who share a MAC address is wired up here may change: the oldest is, and the next one when that goes.
+    fn touch_holders(&mut self, mac: &Claim) {
+        if !matches!(mac, Claim::SharedMac(..)) {
+            return;
+        }
+        let oldest: Vec<Arc<Key>> = self.ends.holders(mac).take(2).map(|rank| Arc::clone(&rank.key)).collect();
+        for key in oldest {
+            if let Key::Endpoint { network, id } = &*key {
+                self.touch(network, id);
+            }
         }
     }
 
@@ -115,8 +128,19 @@ impl Store {
                 _ => None,
             };
             let Some(claims) = claims else { continue };
-            let wins = self.heads.decide(&rank, &claims);
-            if wins {
+            let (quota, limit) = match &*key {
+                Key::Node(_) => (&self.node_quota, self.limits.nodes),
+                _ => (&self.network_quota, self.limits.networks),
+            };
+            let beyond = quota.is_beyond(&rank);
+            let wins = self.heads.decide(&rank, &claims, !beyond);
+            if beyond {
+                let rejected = Rejected::new(b"", "", Reason::Count, &format!("{limit} of its kind are older"));
+                self.refuse(&key, rejected);
+            } else {
+                self.misfits.remove(&key);
+            }
+            if wins || beyond {
                 self.losers.remove(&rank);
             } else {
                 self.losers.insert(rank);
@@ -190,11 +214,16 @@ impl Store {
     fn reject_misfit(&mut self, network: &Name, id: &EndpointId, mut rejected: Rejected) {
         let endpoint = self.networks.get(network).and_then(|state| state.endpoints.get(id));
         let Some(key) = endpoint.map(|endpoint| Arc::clone(&endpoint.held.rank.key)) else { return };
-        rejected.key = self.whole_key(&key);
         if self.is_docker(network) {
             rejected.field = docker_field(&rejected.field).to_owned();
         }
-        if self.misfits.insert(key, rejected.clone()).as_ref() != Some(&rejected) {
+        self.refuse(&key, rejected);
+    }
+
+    /// Refuses a record because of what others say.
+    fn refuse(&mut self, key: &Arc<Key>, mut rejected: Rejected) {
+        rejected.key = self.whole_key(key);
+        if self.misfits.insert(Arc::clone(key), rejected.clone()).as_ref() != Some(&rejected) {
             self.batch.rejected.push(rejected);
         }
     }
@@ -203,6 +232,10 @@ impl Store {
     fn fitted(&self, network: &Name, id: &EndpointId) -> Option<(Standing, Option<Unfit>)> {
         let state = self.networks.get(network)?;
         let endpoint = state.endpoints.get(id)?;
+        if state.quota.is_beyond(&endpoint.held.rank) {
+            let message = format!("{} endpoints of the network are older", self.limits.endpoints);
+            return Some((Standing::Misfit, Some((String::new(), Reason::Count, message))));
+        }
         let record = state.record.as_ref().filter(|_| state.in_force);
         let Some(record) = record.filter(|_| self.vtep_behind(network, &id.node).is_some()) else {
             return Some((Standing::Pending, None));
@@ -223,7 +256,9 @@ impl Store {
             let Some(endpoint) = endpoint else { continue };
             let Some(vni) = endpoint.standing.vni() else { continue };
             let claims = endpoint.held.value.claims(network, &id.node, vni);
-            if self.ends.decide(&rank, &claims) {
+            let mac = endpoint.held.value.mac_claim(network, vni);
+            self.touch_holders(&mac);
+            if self.ends.decide(&rank, &claims, true) {
                 self.losers.remove(&rank);
                 self.set_standing(network, id, Standing::InForce(vni));
             } else {
@@ -263,6 +298,9 @@ impl Store {
         let before = self.networks.get(network).and_then(|state| state.endpoints.get(id));
         let Some(before) = before.map(|endpoint| endpoint.standing).filter(|before| *before != now) else { return };
         self.touch(network, id);
+        let endpoint = self.networks.get(network).and_then(|state| state.endpoints.get(id));
+        let mac = endpoint.zip(before.vni()).map(|(endpoint, vni)| endpoint.held.value.mac_claim(network, vni));
+        mac.iter().for_each(|mac| self.touch_holders(mac));
         let here = self.is_here(network, &id.node);
         let Some(state) = self.networks.get_mut(network) else { return };
         let Some(endpoint) = state.endpoints.get_mut(id) else { return };
@@ -333,6 +371,7 @@ impl Store {
 /// The field of Docker's that holds what a native endpoint has in this one.
 fn docker_field(native: &str) -> &'static str {
     match native {
+        "" => "",
         "mac" => "ep_iface.mac",
         "ip[1]" => "ep_iface.addrv6",
         _ => "ep_iface.addr",

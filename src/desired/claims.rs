@@ -4,6 +4,9 @@
 //! record in force of lower rank, and then it holds all its claims. A loser holds nothing. Because a decision depends only on
 //! lower ranks, deciding again in ascending order those whose claims changed hands reaches the same end as deciding all from
 //! scratch, in whatever order the records were heard.
+//!
+//! A claim may be shared by those who agree on what it comes to (see [`Claim::shared`]). Its holders then all agree, so that the
+//! oldest of them speaks for all.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -29,6 +32,8 @@ pub(super) enum Claim {
     Ip(Name, Vni, IpAddr),
     /// A MAC address on a network's segment, by an endpoint.
     Mac(Name, Vni, Mac),
+    /// The same in one of Docker's networks: endpoints behind one VTEP may share it, for its row leads to that VTEP.
+    SharedMac(Name, Vni, Mac),
     /// An interface of a node's network namespace, by an endpoint. The namespace of one of Docker's sandboxes stands without
     /// its node: its name is random, and native endpoints know their node by another name than Docker's do.
     Interface(Option<Name>, Arc<Inner>),
@@ -50,10 +55,18 @@ pub(super) struct Rank {
 
 #[derive(Debug, Default)]
 struct Slot {
+    /// The oldest of those who hold it.
     holder: Option<Rank>,
-    /// Those who claim it and do not hold it. Nearly always nobody, which must cost nothing; an emptied set keeps a node.
-    #[allow(clippy::box_collection, reason = "one word instead of three, in the map that has most entries")]
-    others: Option<Box<BTreeSet<Rank>>>,
+    /// Nearly always nobody, which must cost nothing.
+    others: Option<Box<Others>>,
+}
+
+#[derive(Debug, Default)]
+struct Others {
+    /// Those who hold it with the holder.
+    sharing: BTreeSet<Rank>,
+    /// Those who claim it and do not hold it.
+    waiting: BTreeSet<Rank>,
 }
 
 /// Who claims what, who holds it, and who must be decided again.
@@ -77,9 +90,6 @@ impl Claims {
         for claim in claims {
             let Some(slot) = self.slots.get_mut(claim) else { continue };
             slot.step_out(rank);
-            if slot.holder.as_ref() == Some(rank) {
-                slot.holder = None;
-            }
             // Also who did not hold it may have been called to take it.
             if slot.holder.is_none() {
                 slot.call_next(rank, &mut self.queue);
@@ -91,28 +101,28 @@ impl Claims {
         self.queue.remove(rank);
     }
 
+    /// The record is to be decided anew.
+    pub(super) fn again(&mut self, rank: Rank) {
+        self.queue.insert(rank);
+    }
+
     /// The record of lowest rank that is to be decided.
     pub(super) fn next(&mut self) -> Option<Rank> {
         self.queue.pop_first()
     }
 
-    /// Whether the record is in force. Its claims change hands accordingly.
-    pub(super) fn decide(&mut self, rank: &Rank, claims: &[Claim]) -> bool {
-        let wins = self.blocker(rank, claims).is_none();
+    /// Whether the record is in force, which it cannot be unless it `counts`. Its claims change hands accordingly. Who holds a shared claim is called anew when the
+    /// oldest of its holders goes: one who waits in between comes first.
+    pub(super) fn decide(&mut self, rank: &Rank, claims: &[Claim], counts: bool) -> bool {
+        let wins = counts && self.blocker(rank, claims).is_none();
         for claim in claims {
             let Some(slot) = self.slots.get_mut(claim) else { continue };
             if wins {
                 slot.step_out(rank);
-                let before = slot.holder.replace(rank.clone()).filter(|before| before != rank);
-                if let Some(before) = before {
-                    slot.line_up(before.clone());
-                    self.queue.insert(before);
-                }
+                slot.hold(claim, rank, &mut self.queue);
             } else {
-                if slot.holder.as_ref() == Some(rank) {
-                    slot.holder = None;
-                    slot.line_up(rank.clone());
-                }
+                slot.step_out(rank);
+                slot.line_up(rank.clone());
                 // What nobody holds goes on down the line until somebody takes it.
                 if slot.holder.is_none() {
                     slot.call_next(rank, &mut self.queue);
@@ -126,38 +136,79 @@ impl Claims {
     pub(super) fn blocker<'c>(&self, rank: &Rank, claims: &'c [Claim]) -> Option<(&'c Claim, &Rank)> {
         claims.iter().find_map(|claim| {
             let holder = self.slots.get(claim)?.holder.as_ref()?;
-            (holder < rank).then_some((claim, holder))
+            (holder < rank && !claim.shared(holder, rank)).then_some((claim, holder))
         })
+    }
+
+    /// Those who hold the claim, oldest first.
+    pub(super) fn holders(&self, claim: &Claim) -> impl Iterator<Item = &Rank> {
+        let slot = self.slots.get(claim);
+        let sharing = slot.and_then(|slot| slot.others.as_ref()).into_iter().flat_map(|others| &others.sharing);
+        slot.and_then(|slot| slot.holder.as_ref()).into_iter().chain(sharing)
     }
 }
 
 impl Slot {
     fn line_up(&mut self, rank: Rank) {
-        self.others.get_or_insert_default().insert(rank);
+        self.others.get_or_insert_default().waiting.insert(rank);
     }
 
     fn step_out(&mut self, rank: &Rank) {
+        self.holder.take_if(|holder| holder == rank);
         let Some(others) = &mut self.others else { return };
-        others.remove(rank);
-        if others.is_empty() {
+        others.sharing.remove(rank);
+        others.waiting.remove(rank);
+        // An emptied set keeps a node.
+        if others.sharing.is_empty() && others.waiting.is_empty() {
             self.others = None;
         }
     }
 
+    /// Takes in a holder. Those who held it and do not agree are to be decided again; so are those who waited and do.
+    fn hold(&mut self, claim: &Claim, rank: &Rank, queue: &mut BTreeSet<Rank>) {
+        let before = self.holder.replace(rank.clone());
+        if before.is_none() && self.others.is_none() {
+            return;
+        }
+        let others = self.others.get_or_insert_default();
+        others.sharing.extend(before);
+        if others.sharing.first().is_some_and(|holder| claim.shared(holder, rank)) {
+            others.sharing.insert(rank.clone());
+            self.holder = others.sharing.pop_first();
+            return;
+        }
+        queue.extend(others.sharing.iter().cloned());
+        if matches!(claim, Claim::SharedMac(..)) {
+            queue.extend(others.waiting.range(rank..).filter(|waiting| claim.shared(waiting, rank)).cloned());
+        }
+        others.waiting.append(&mut others.sharing);
+    }
+
     fn call_next(&self, rank: &Rank, queue: &mut BTreeSet<Rank>) {
-        let behind = (Bound::Excluded(rank), Bound::Unbounded);
-        queue.extend(self.others.iter().filter_map(|others| others.range(behind).next()).cloned());
+        let Some(others) = &self.others else { return };
+        let behind = |set: &BTreeSet<Rank>| set.range((Bound::Excluded(rank), Bound::Unbounded)).next().cloned();
+        queue.extend(behind(&others.sharing).into_iter().chain(behind(&others.waiting)).min());
     }
 }
 
 impl Claim {
+    /// Whether these two may hold it together.
+    fn shared(&self, one: &Rank, other: &Rank) -> bool {
+        // Docker's endpoints have their VTEP's address for a node.
+        let node = |rank: &Rank| match &*rank.key {
+            Key::Endpoint { id, .. } => Some(id.node.clone()),
+            _ => None,
+        };
+        matches!(self, Self::SharedMac(..)) && node(one) == node(other)
+    }
+
     /// The field of the losing record that asks for it.
     pub(super) const fn field(&self) -> &'static str {
         match self {
             Self::Segment(..) => "subnets",
             Self::Vtep(_) => "vtep",
             Self::Ip(..) => "ip",
-            Self::Mac(..) => "mac",
+            Self::Mac(..) | Self::SharedMac(..) => "mac",
             Self::Interface(..) => "ifname",
         }
     }
@@ -169,7 +220,7 @@ impl Claim {
             Self::Vtep(_) => "locator",
             Self::Ip(_, _, IpAddr::V4(_)) => "ep_iface.addr",
             Self::Ip(..) => "ep_iface.addrv6",
-            Self::Mac(..) => "ep_iface.mac",
+            Self::Mac(..) | Self::SharedMac(..) => "ep_iface.mac",
             Self::Interface(..) => "sandbox",
         }
     }
@@ -181,7 +232,7 @@ impl fmt::Display for Claim {
             Self::Segment(port, vni) => write!(f, "VNI {vni} on port {port}"),
             Self::Vtep(ip) => write!(f, "VTEP {ip}"),
             Self::Ip(_, vni, ip) => write!(f, "{ip} on VNI {vni}"),
-            Self::Mac(_, vni, mac) => write!(f, "{mac} on VNI {vni}"),
+            Self::Mac(_, vni, mac) | Self::SharedMac(_, vni, mac) => write!(f, "{mac} on VNI {vni}"),
             Self::Interface(node, inner) => match &inner.netns {
                 Netns::Path(path) => {
                     write!(f, "{} in {}", inner.ifname, path.display())?;

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use super::{
-    claims::Claim,
+    claims::{Claim, Rank},
     records::{EndpointState, EndpointValue, Held, Standing, segment_claims},
     store::Store,
 };
@@ -30,6 +30,9 @@ impl Store {
         if let Some(held) = &before {
             self.heads.leave(&held.rank, &[Claim::Vtep(held.value)]);
             self.losers.remove(&held.rank);
+            self.misfits.remove(&held.rank.key);
+            let next = self.node_quota.leave(&held.rank);
+            next.into_iter().for_each(|next| self.heads.again(next));
         }
         let Some(held) = &state.record else {
             state.in_force = false;
@@ -38,6 +41,8 @@ impl Store {
             return before.is_some();
         };
         self.heads.enter(&held.rank, &[Claim::Vtep(held.value)]);
+        let over = self.node_quota.enter(&held.rank, self.limits.nodes);
+        over.into_iter().for_each(|over| self.heads.again(over));
         true
     }
 
@@ -71,12 +76,17 @@ impl Store {
         if let Some(held) = &before {
             self.heads.leave(&held.rank, &segment_claims(&held.value));
             self.losers.remove(&held.rank);
+            self.misfits.remove(&held.rank.key);
+            let next = self.network_quota.leave(&held.rank);
+            next.into_iter().for_each(|next| self.heads.again(next));
         }
         let Some(held) = &state.record else {
             state.in_force = false;
             return before.is_some();
         };
         self.heads.enter(&held.rank, &segment_claims(&held.value));
+        let over = self.network_quota.enter(&held.rank, self.limits.networks);
+        over.into_iter().for_each(|over| self.heads.again(over));
         true
     }
 
@@ -97,6 +107,8 @@ impl Store {
             state.endpoints.insert(Arc::clone(&new.rank.key));
         }
         if let Some(state) = self.networks.get_mut(&network) {
+            let over = state.quota.enter(&new.rank, self.limits.endpoints);
+            self.batch.ends.extend(over.and_then(|over| endpoint_of(&over)));
             let state_of = EndpointState { held: new, standing: Standing::Pending, behind: None };
             state.endpoints.insert(id.clone(), state_of);
             self.pending += 1;
@@ -115,8 +127,10 @@ impl Store {
         self.set_standing(network, id, Standing::Pending);
         let network = canonical(&mut self.networks, network);
         let node = canonical(&mut self.nodes, &id.node);
-        let gone = self.networks.get_mut(&network).and_then(|state| state.endpoints.remove(id));
-        if let Some(gone) = gone {
+        let Some(state) = self.networks.get_mut(&network) else { return false };
+        if let Some(gone) = state.endpoints.remove(id) {
+            let next = state.quota.leave(&gone.held.rank);
+            self.batch.ends.extend(next.and_then(|next| endpoint_of(&next)));
             self.pending -= 1;
             self.endpoints -= 1;
             if let Some(state) = self.nodes.get_mut(&node) {
@@ -125,6 +139,13 @@ impl Store {
         }
         self.batch.left.insert(node);
         true
+    }
+}
+
+fn endpoint_of(rank: &Rank) -> Option<(Name, EndpointId)> {
+    match &*rank.key {
+        Key::Endpoint { network, id } => Some((network.clone(), id.clone())),
+        _ => None,
     }
 }
 

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use super::{
     EndpointSpec, Excess, LocalEndpoint, NetworkSpec, RemoteEndpoint, Segment, Tunnel, Update,
     fit::{gateway_mac, routes, with_prefix_len},
-    records::{NetworkState, Standing},
+    records::{EndpointState, NetworkState, Standing},
     report::BlockedReason,
     store::Store,
 };
@@ -122,7 +122,8 @@ impl Store {
             return Some(EndpointSpec::Remote(RemoteEndpoint { vni, mac, ips, vtep }));
         }
         let inner = value.inner.as_ref()?;
-        if inner.netns == Netns::Host && !self.config.host_endpoints {
+        let no_host = inner.netns == Netns::Host && !self.config.host_endpoints;
+        if no_host || self.mac_is_taken(name, endpoint, vni) {
             return None;
         }
         let network = &state.record.as_ref()?.value;
@@ -133,5 +134,13 @@ impl Store {
         // The way outside is asked for by each endpoint of a namespace; Docker's `needDefaultGW` (libnetwork) leaves out these.
         let outside = !network.internal && !join.is_some_and(|join| join.no_gateway);
         Some(EndpointSpec::Local(LocalEndpoint { vni, mac, addresses, netns, ifname, routes, outside }))
+    }
+
+    /// Whether an older endpoint of this node, which the record shares its MAC address with, has it. A bridge passes frames for
+    /// one MAC address to one port.
+    pub(super) fn mac_is_taken(&self, network: &Name, endpoint: &EndpointState, vni: Vni) -> bool {
+        let value = &endpoint.held.value;
+        let oldest = || self.ends.holders(&value.mac_claim(network, vni)).next().cloned();
+        value.shares_mac && oldest().is_some_and(|oldest| oldest != endpoint.held.rank)
     }
 }

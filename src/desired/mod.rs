@@ -10,6 +10,7 @@ mod keep;
 mod meaning;
 mod members;
 mod outside;
+mod quota;
 mod records;
 mod report;
 mod source;
@@ -25,6 +26,7 @@ mod tests;
 
 pub use members::Members;
 pub use outside::{Outside, OutsideConfig};
+pub use quota::Limits;
 pub use report::{Blocked, BlockedReason, Conflict, Counts, Excess};
 pub use source::Source;
 pub use spec::{EndpointSpec, LocalEndpoint, NetworkSpec, OutsideEndpoint, RemoteEndpoint, Segment, Tunnel, Update};

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 
 use super::{EndpointSpec, LocalEndpoint, RemoteEndpoint, StoreConfig, Update, fit::fit};
 use crate::{
-    model::{Endpoint, EndpointId, Mac, Name, Netns, Network, Route},
+    model::{Endpoint, EndpointId, Mac, Name, Netns, Network, Route, Vni},
     schema::{self, Key, Kv, docker},
 };
 
@@ -129,11 +129,11 @@ impl DockerDocs {
     }
 }
 
-/// Takes all or nothing.
-fn claim(held: &mut BTreeSet<String>, claims: &[String]) -> bool {
-    let free = claims.iter().all(|claim| !held.contains(claim));
+/// Takes all or nothing. What stands beside a claim is what those who share it agree on.
+fn claim(held: &mut BTreeMap<String, Option<Name>>, claims: Vec<(String, Option<Name>)>) -> bool {
+    let free = claims.iter().all(|(claim, with)| held.get(claim).is_none_or(|held| with.is_some() && held == with));
     if free {
-        held.extend(claims.iter().cloned());
+        held.extend(claims);
     }
     free
 }
@@ -157,12 +157,12 @@ fn naive_routes(network: &Network, ips: &[IpAddr], own: &[Route]) -> Vec<Route> 
 
 /// What should stand on this node, given the last good version of every record.
 pub(super) fn world(config: &StoreConfig, kvs: &[Kv]) -> World {
-    let mut held = BTreeSet::new();
+    let mut held = BTreeMap::new();
     let mut vteps: BTreeMap<Name, IpAddr> = BTreeMap::new();
     let docs = DockerDocs::new(kvs);
     for (key, node) in ordered(native(kvs, |_, kv| schema::node(&kv.key, &kv.value).ok())) {
         let Key::Node(name) = key else { continue };
-        if claim(&mut held, &[node.vtep.to_string()]) {
+        if claim(&mut held, vec![(node.vtep.to_string(), None)]) {
             vteps.insert(name, node.vtep);
         }
     }
@@ -173,13 +173,14 @@ pub(super) fn world(config: &StoreConfig, kvs: &[Kv]) -> World {
     let records = native(kvs, |_, kv| schema::network(&kv.key, &kv.value).ok());
     for (key, network) in ordered(records.into_iter().chain(docs.networks())) {
         let Key::Network(name) = key else { continue };
-        let claims: BTreeSet<String> =
-            network.subnets.iter().map(|s| format!("segment {} {}", network.port, s.vni)).collect();
-        if claim(&mut held, &claims.into_iter().collect::<Vec<_>>()) {
+        let claims = network.subnets.iter().map(|s| (format!("segment {} {}", network.port, s.vni), None)).collect();
+        if claim(&mut held, claims) {
             networks.insert(name, network);
         }
     }
     let mut endpoints: BTreeMap<Name, BTreeMap<EndpointId, Endpoint>> = BTreeMap::new();
+    // Of those who share a MAC address the oldest is wired up.
+    let mut wired: BTreeMap<(Name, Vni, Mac), EndpointId> = BTreeMap::new();
     let records = native(kvs, |_, kv| schema::endpoint(&kv.key, &kv.value).ok());
     let vtep_of = |network: &Name, id: &EndpointId| {
         if docker::is_id(network) { docker::locator_of(&id.node) } else { vteps.get(&id.node).copied() }
@@ -193,14 +194,16 @@ pub(super) fn world(config: &StoreConfig, kvs: &[Kv]) -> World {
         let Some(of) = networks.get(&network).filter(|_| vtep_of(&network, &id).is_some()) else { continue };
         let mac = endpoint.effective_mac().unwrap();
         let Ok(Some(vni)) = fit(of, &endpoint.ip, mac) else { continue };
-        let mut claims: Vec<String> = endpoint.ip.iter().map(|ip| format!("{network} {vni} {ip}")).collect();
-        claims.push(format!("{network} {vni} {mac}"));
+        let with = docker::is_id(&network).then(|| id.node.clone());
+        let mut claims: Vec<_> = endpoint.ip.iter().map(|ip| (format!("{network} {vni} {ip}"), None)).collect();
+        claims.push((format!("{network} {vni} {mac}"), with));
         claims.extend(endpoint.netns.iter().map(|netns| {
             let netns = format!("{netns:?}").replace("/var/run", "/run");
             let node = if netns.contains("/docker/") { "" } else { id.node.as_str() };
-            format!("{node} {netns} {}", endpoint.ifname)
+            (format!("{node} {netns} {}", endpoint.ifname), None)
         }));
-        if claim(&mut held, &claims) {
+        if claim(&mut held, claims) {
+            wired.entry((network.clone(), vni, mac)).or_insert_with(|| id.clone());
             endpoints.entry(network).or_default().insert(id, endpoint);
         }
     }
@@ -225,7 +228,9 @@ pub(super) fn world(config: &StoreConfig, kvs: &[Kv]) -> World {
                 let vtep = vtep_of(&name, &id).unwrap();
                 let remote = RemoteEndpoint { vni, mac, ips: endpoint.ip, vtep };
                 specs.insert(id, EndpointSpec::Remote(remote));
-            } else if let Some(netns) = endpoint.netns.filter(|n| config.host_endpoints || *n != Netns::Host) {
+            } else if let Some(netns) = endpoint.netns.filter(|n| config.host_endpoints || *n != Netns::Host)
+                && wired[&(name.clone(), vni, mac)] == id
+            {
                 let ranges = || network.subnets.iter().map(|s| &s.cidr).chain(&network.unbound);
                 let len = |ip: &IpAddr| ranges().find(|range| range.contains(ip)).unwrap().prefix_len();
                 let addresses = endpoint.ip.iter().map(|ip| IpNet::new(*ip, len(ip)).unwrap()).collect();

@@ -5,12 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::{prelude::*, sample::Index};
 
 use super::{
-    Source, Store, StoreConfig, Update,
+    Limits, Source, Store, StoreConfig, Update,
     naive::{Mirror, world},
 };
 use crate::{
     model::Name,
-    schema::{self, Change, Key, Kv, docker},
+    schema::{self, Change, Key, Kv, Reason, docker},
 };
 
 fn config(vtep: bool) -> StoreConfig {
@@ -93,7 +93,7 @@ fn docker_record() -> impl Strategy<Value = (String, String)> {
     let endpoint =
         (1..4u8, 1..5u8, 1..5u8, 1..6u8, 1..4u8, 0..10u8).prop_map(move |(n, e, ip, vtep, sandbox, shape)| {
             let third = u8::from(shape == 0);
-            let mac = if shape == 1 { r#","mac":"02:00:00:00:00:01""# } else { "" };
+            let mac = if shape < 3 { r#","mac":"02:00:00:00:00:01""# } else { "" };
             let v6 = if shape < 4 { format!(r#","addrv6":"fd00::{ip}/64""#) } else { String::new() };
             let mut fields = format!(r#""ep_iface":{{"addr":"10.0.{third}.{ip}/24"{mac}{v6}}}"#);
             if shape != 5 {
@@ -112,10 +112,38 @@ fn docker_record() -> impl Strategy<Value = (String, String)> {
     prop_oneof![1 => network, 1 => overlay, 3 => endpoint]
 }
 
+/// Seven endpoints of one network of Docker's behind three VTEPs, with seven addresses and two MAC addresses.
+fn sharer() -> impl Strategy<Value = Write> {
+    let nid = "1".repeat(64);
+    let key = move |e: u8| format!("/d/endpoint/{nid}/{}", e.to_string().repeat(64));
+    (1..8u8, 1..8u8, 1..4u8, 1..3u8, 1..8u8, any::<bool>()).prop_map(move |(e, ip, vtep, mac, sandbox, gone)| {
+        let value = format!(
+            r#"{{"ep_iface":{{"addr":"10.0.0.{ip}/24","mac":"02:00:00:00:00:0{mac}"}},"locator":"192.168.0.{vtep}","sandbox":"{}"}}"#,
+            sandbox.to_string().repeat(64)
+        );
+        if gone { Write::Remove(key(e)) } else { Write::Put(key(e), value) }
+    })
+}
+
+/// The network of [`sharer`], and what becomes of its endpoints.
+fn sharing() -> impl Strategy<Value = Vec<Vec<Write>>> {
+    let network = format!("/d/network/{}", "1".repeat(64));
+    let overlay = format!("/d/overlay/network/{}", "1".repeat(64));
+    let first = vec![
+        Write::Put(network, r#"{"networkType":"overlay"}"#.into()),
+        Write::Put(overlay, r#"[{"SubnetIP":"10.0.0.0/24","Vni":256}]"#.into()),
+    ];
+    let later = prop::collection::vec(prop::collection::vec(sharer(), 1..4), 1..60);
+    later.prop_map(move |later| [vec![first.clone()], later].concat())
+}
+
 #[derive(Clone, Debug)]
 enum Write {
     Put(String, String),
+    /// Some record that stands.
     Delete(Index),
+    /// This one, if it stands.
+    Remove(String),
 }
 
 fn revisions() -> impl Strategy<Value = Vec<Vec<Write>>> {
@@ -169,15 +197,21 @@ impl Etcd {
                 Write::Delete(index) => {
                     let at = index.index(self.kvs.len());
                     let key = self.kvs.keys().nth(at).unwrap().clone();
-                    if keys.insert(key.clone()) {
-                        self.kvs.remove(&key);
-                        self.good.remove(&key);
-                        changes.push(Change::Delete { key, revision });
-                    }
+                    changes.extend(self.remove(key, revision, &mut keys));
                 }
+                Write::Remove(key) => changes.extend(self.remove(key.clone().into_bytes(), revision, &mut keys)),
             }
         }
         changes
+    }
+
+    /// Deletes a record that is not written otherwise in this revision.
+    fn remove(&mut self, key: Vec<u8>, revision: i64, keys: &mut BTreeSet<Vec<u8>>) -> Option<Change> {
+        if !keys.insert(key.clone()) || self.kvs.remove(&key).is_none() {
+            return None;
+        }
+        self.good.remove(&key);
+        Some(Change::Delete { key, revision })
     }
 
     fn good(&self) -> Vec<Kv> {
@@ -266,6 +300,53 @@ proptest! {
             let audited = store.audit_of(source, last, of.cloned().collect(), &BTreeSet::new());
             prop_assert_eq!((audited.differences, audited.updates.len()), (0, 0));
         }
+    }
+
+    #[test]
+    fn those_who_share_a_mac_address_behind_one_vtep_are_told_as_the_records_say(history in sharing()) {
+        let (mut etcd, mut store, mut mirror) = (Etcd::default(), new_store(true), Mirror::default());
+        for (revision, writes) in (1..).zip(&history) {
+            let changes = etcd.commit(revision, writes);
+            mirror.apply(store.changes(revision, changes));
+            prop_assert_eq!(&mirror.world, &world(&config(true), &etcd.good()), "revision {}", revision);
+        }
+        let (mut later, mut listed) = (new_store(true), Mirror::default());
+        snapshot(&mut later, 1000, &etcd.good()).into_iter().for_each(|updates| listed.apply(updates));
+        prop_assert_eq!(&mirror.world, &listed.world);
+        prop_assert!(store.conflicts().eq(later.conflicts()));
+        prop_assert!(store.blocked().eq(later.blocked()));
+    }
+
+    #[test]
+    fn where_there_are_too_many_the_oldest_count_whatever_the_order(history in revisions()) {
+        let limits = Limits { nodes: 2, networks: 2, endpoints: 3 };
+        let limited = || {
+            let mut store = Store::with_limits(config(true), limits);
+            snapshot(&mut store, 0, &[]);
+            (store, Mirror::default())
+        };
+        let (mut etcd, (mut store, mut mirror)) = (Etcd::default(), limited());
+        for (revision, writes) in (1..).zip(&history) {
+            let changes = etcd.commit(revision, writes);
+            mirror.apply(store.changes(revision, changes));
+        }
+        let (mut listed, mut seen) = limited();
+        snapshot(&mut listed, 1000, &etcd.good()).into_iter().for_each(|updates| seen.apply(updates));
+        prop_assert_eq!(&mirror.world, &seen.world);
+        prop_assert!(store.conflicts().eq(listed.conflicts()));
+        let refused = |store: &Store| {
+            let all = store.rejections().filter(|rejected| rejected.reason == Reason::Count);
+            all.map(|rejected| rejected.key.clone()).collect::<BTreeSet<_>>()
+        };
+        prop_assert_eq!(refused(&store), refused(&listed));
+        for (kind, number, limit) in [
+            ("nodes/", store.counts().nodes, limits.nodes),
+            ("networks/", store.counts().networks, limits.networks),
+        ] {
+            let beyond = refused(&store).iter().filter(|key| key.contains(kind) || (kind == "networks/" && key.contains("overlay/"))).count();
+            prop_assert_eq!(beyond, number.saturating_sub(limit), "{}", kind);
+        }
+        prop_assert!(mirror.world.len() <= limits.networks);
     }
 
     #[test]

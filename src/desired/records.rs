@@ -10,6 +10,7 @@ use std::{
 use super::{
     NetworkSpec,
     claims::{Claim, Inner, Rank},
+    quota::Quota,
 };
 use crate::{
     model::{Endpoint, EndpointId, Mac, Name, Netns, Network, Route, Vni},
@@ -31,6 +32,8 @@ pub(super) struct NetworkState {
     pub(super) record: Option<Held<Arc<Network>>>,
     pub(super) in_force: bool,
     pub(super) endpoints: BTreeMap<EndpointId, EndpointState>,
+    /// Which of them count.
+    pub(super) quota: Quota,
     /// How many of them are in force on this node.
     pub(super) local: usize,
     /// How many of them are in force behind VTEPs of each family.
@@ -105,6 +108,8 @@ pub(super) struct EndpointState {
 pub(super) struct EndpointValue {
     pub(super) ip: Box<[IpAddr]>,
     pub(super) mac: Mac,
+    /// Others behind the same VTEP may have the MAC address as well: an endpoint of Docker's.
+    pub(super) shares_mac: bool,
     pub(super) inner: Option<Arc<Inner>>,
     /// What only few say, and only in Docker's layout.
     pub(super) join: Option<Box<Join>>,
@@ -149,19 +154,25 @@ impl EndpointValue {
         let mac = record.effective_mac().unwrap_or(Mac::ZERO);
         let ifname = record.ifname;
         let inner = record.netns.map(|netns| Arc::new(Inner { netns, ifname }));
-        Self { ip: record.ip.into(), mac, inner, join: None }
+        Self { ip: record.ip.into(), mac, shares_mac: false, inner, join: None }
     }
 
     /// What it claims as an endpoint on this segment.
     pub(super) fn claims(&self, network: &Name, node: &Name, vni: Vni) -> Vec<Claim> {
         let ips = self.ip.iter().map(|ip| Claim::Ip(network.clone(), vni, *ip));
-        let mac = Claim::Mac(network.clone(), vni, self.mac);
+        let mac = self.mac_claim(network, vni);
         let inner = self.inner.as_ref().map(|inner| {
             let inner = one_name(inner);
             let node = if is_sandbox(&inner.netns) { None } else { Some(node.clone()) };
             Claim::Interface(node, inner)
         });
         ips.chain([mac]).chain(inner).collect()
+    }
+
+    /// What it claims of its MAC address.
+    pub(super) fn mac_claim(&self, network: &Name, vni: Vni) -> Claim {
+        let claim = if self.shares_mac { Claim::SharedMac } else { Claim::Mac };
+        claim(network.clone(), vni, self.mac)
     }
 }
 

@@ -1,15 +1,15 @@
 //! The store-wide stage: what there is to say about it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     claims::{Claim, Claims, Rank},
-    records::segment_claims,
+    records::{Standing, segment_claims},
     store::Store,
 };
 use crate::{
     model::{Name, Netns},
-    schema::{Key, Reason, Rejected},
+    schema::{Key, Reason, Rejected, docker},
 };
 
 /// Why a record that is in force cannot be made on this node now. Closed: it is a metric's label.
@@ -21,6 +21,8 @@ pub enum BlockedReason {
     Mtu,
     /// Its endpoints are behind VTEPs of both families, and a VXLAN device is of one.
     MixedUnderlay,
+    /// An older endpoint of this node has its MAC address.
+    Mac,
 }
 
 impl BlockedReason {
@@ -30,6 +32,7 @@ impl BlockedReason {
             Self::Unsupported => "unsupported",
             Self::Mtu => "mtu",
             Self::MixedUnderlay => "mixed_underlay",
+            Self::Mac => "mac",
         }
     }
 }
@@ -118,7 +121,7 @@ impl Store {
             excesses: self.excesses().count(),
             ..Counts::default()
         };
-        for rejected in self.bad.values().map(|(_, rejected)| rejected).chain(self.misfits.values()) {
+        for rejected in self.bad.values().map(|bad| &bad.rejected).chain(self.misfits.values()) {
             *counts.rejected.entry(rejected.reason).or_default() += 1;
         }
         for blocked in self.blocked() {
@@ -129,7 +132,7 @@ impl Store {
 
     /// All records that are rejected now. Of those that had a good version before, that version stays in force.
     pub fn rejections(&self) -> impl Iterator<Item = &Rejected> {
-        self.bad.values().map(|(_, rejected)| rejected).chain(self.misfits.values())
+        self.bad.values().map(|bad| &bad.rejected).chain(self.misfits.values())
     }
 
     /// Rejections that came up since the last call.
@@ -137,28 +140,45 @@ impl Store {
         std::mem::take(&mut self.batch.rejected)
     }
 
-    /// Keys whose last version is bad and that have no good one, with the revision of the bad one: a good one may stand in
-    /// etcd's history.
+    /// Keys whose last version is bad and that had others before but no good one that is known, with the revision of the bad
+    /// one: a good one may stand in etcd's history.
     pub fn without_predecessor(&self) -> impl Iterator<Item = (&[u8], i64)> {
         let record = |whole: &[u8]| self.native_key(whole).is_ok() || self.docker_key(whole).is_some();
         self.bad
             .iter()
-            .filter(move |(whole, _)| record(whole) && self.held_at(whole).is_none())
-            .map(|(whole, (modified, _))| (whole.as_slice(), *modified))
+            .filter(move |(whole, bad)| bad.created < bad.modified && record(whole) && !self.has_good_version(whole))
+            .map(|(whole, bad)| (whole.as_slice(), bad.modified))
     }
 
     /// Whether some version of a record is in force.
-    pub fn has_good_version(&self, key: &[u8]) -> bool {
-        !self.without_predecessor().any(|(bad, _)| bad == key)
+    pub fn has_good_version(&self, whole: &[u8]) -> bool {
+        self.held_at(whole).is_some()
     }
 
-    /// Networks that have a bad record, of themselves or of an endpoint, and no good version of it.
-    pub fn without_good_version(&self) -> impl Iterator<Item = Name> {
-        self.without_predecessor().filter_map(|(whole, _)| match self.native_key(whole) {
-            Ok(Key::Network(network) | Key::Endpoint { network, .. }) => Some(network),
-            Ok(_) => None,
-            Err(_) => self.docker_key(whole).map(|key| key.network().clone()),
-        })
+    /// Networks of which nothing may be removed, each with the bad record because of which it is so: what that said while it
+    /// was good cannot be found, so that nobody can tell what stands on its word.
+    pub fn held(&self) -> BTreeMap<Name, &Rejected> {
+        let mut held = BTreeMap::new();
+        for (whole, bad) in self.bad.iter().filter(|(whole, bad)| bad.lost && !self.has_good_version(whole)) {
+            let networks = match self.native_key(whole) {
+                Ok(Key::Network(network) | Key::Endpoint { network, .. }) => vec![network],
+                Ok(Key::Node(node)) => self.networks_of(&node),
+                Ok(_) => Vec::new(),
+                Err(_) => self.docker_key(whole).map(|key| key.network().clone()).into_iter().collect(),
+            };
+            held.extend(networks.into_iter().map(|network| (network, &bad.rejected)));
+        }
+        held
+    }
+
+    /// The networks that have an endpoint on the node.
+    fn networks_of(&self, node: &Name) -> Vec<Name> {
+        let keys = self.nodes.get(node).into_iter().flat_map(|state| &state.endpoints);
+        let networks = keys.filter_map(|key| match &**key {
+            Key::Endpoint { network, .. } => Some(network.clone()),
+            _ => None,
+        });
+        networks.collect::<BTreeSet<_>>().into_iter().collect()
     }
 
     /// All records that lost a claim, and to whom.
@@ -188,14 +208,24 @@ impl Store {
             let reason = self.blocked_network(state)?;
             Some(Blocked { key: (*held.rank.key).clone(), reason })
         });
-        let own = self.nodes.get(&self.config.node).into_iter().flat_map(|state| &state.endpoints);
+        // Docker's endpoints know this node by its address.
+        let by_address = self.own_vtep.filter(|_| self.config.docker_prefix.is_some()).and_then(docker::node_of);
+        let own = [Some(self.config.node.clone()), by_address].into_iter().flatten();
+        let own = own.filter_map(|node| self.nodes.get(&node)).flat_map(|state| &state.endpoints);
         let endpoints = own.filter_map(|key| {
             let Key::Endpoint { network, id } = &**key else { return None };
             let endpoint = self.networks.get(network)?.endpoints.get(id)?;
-            let inner = endpoint.held.value.inner.as_ref()?;
-            let refused = inner.netns == Netns::Host && !self.config.host_endpoints;
-            let blocked = refused && endpoint.standing.is_in_force();
-            blocked.then(|| Blocked { key: (*endpoint.held.rank.key).clone(), reason: BlockedReason::Unsupported })
+            let (Standing::InForce(vni), Some(inner)) = (endpoint.standing, &endpoint.held.value.inner) else {
+                return None;
+            };
+            let reason = if inner.netns == Netns::Host && !self.config.host_endpoints {
+                BlockedReason::Unsupported
+            } else if self.is_here(network, &id.node) && self.mac_is_taken(network, endpoint, vni) {
+                BlockedReason::Mac
+            } else {
+                return None;
+            };
+            Some(Blocked { key: (*endpoint.held.rank.key).clone(), reason })
         });
         networks.chain(endpoints)
     }

@@ -11,6 +11,7 @@ use super::{
     batch::Batch,
     claims::{Claims, Rank},
     docker::{self, Docker},
+    quota::{Limits, Quota},
     records::{EndpointValue, Held, NetworkState, NodeState},
     source::Source,
 };
@@ -46,6 +47,8 @@ pub struct Store {
     pub(super) revision: i64,
     /// The last revision that was heard from each layout.
     heard: BTreeMap<Source, i64>,
+    /// The revision of the newest record of each layout that means something, or of the listing that told of it.
+    newest: BTreeMap<Source, i64>,
     /// The layouts of which a complete snapshot was heard.
     pub(super) listed: BTreeSet<Source>,
     /// This node's VTEP address as it was when endpoints were last told apart by it.
@@ -56,19 +59,33 @@ pub struct Store {
     pub(super) heads: Claims,
     /// Claims of endpoints.
     pub(super) ends: Claims,
-    /// Records whose last version is bad, by their whole key; with the revision of that version.
-    pub(super) bad: BTreeMap<Vec<u8>, (i64, Rejected)>,
+    /// Records whose last version is bad, by their whole key.
+    pub(super) bad: BTreeMap<Vec<u8>, Bad>,
     /// Endpoints that do not fit their network.
     pub(super) misfits: BTreeMap<Arc<Key>, Rejected>,
     /// Records that lost a claim.
     pub(super) losers: BTreeSet<Rank>,
     pub(super) pending: usize,
     pub(super) endpoints: usize,
+    pub(super) limits: Limits,
+    /// Which nodes and networks count.
+    pub(super) node_quota: Quota,
+    pub(super) network_quota: Quota,
     pub(super) identity: Option<Held<String>>,
     pub(super) approvals: BTreeMap<Name, Held<i64>>,
     pub(super) docker: Docker,
     /// What changes since the last update.
     pub(super) batch: Batch,
+}
+
+/// The last version of a record, where it is bad.
+#[derive(Debug)]
+pub(super) struct Bad {
+    pub(super) created: i64,
+    pub(super) modified: i64,
+    pub(super) rejected: Rejected,
+    /// It may have had a good version before, which cannot be found.
+    pub(super) lost: bool,
 }
 
 /// What an audit found.
@@ -92,9 +109,18 @@ enum Value {
 impl Store {
     /// A store of which nothing is known yet.
     pub fn new(config: StoreConfig) -> Self {
+        Self::with_limits(config, Limits::default())
+    }
+
+    /// The same, where other numbers of records count.
+    pub fn with_limits(config: StoreConfig, limits: Limits) -> Self {
         Self {
+            limits,
+            node_quota: Quota::default(),
+            network_quota: Quota::default(),
             revision: 0,
             heard: BTreeMap::new(),
+            newest: BTreeMap::new(),
             listed: BTreeSet::new(),
             own_vtep: config.vtep,
             config,
@@ -125,9 +151,31 @@ impl Store {
     pub fn snapshot_of(&mut self, source: Source, revision: i64, records: Vec<Kv>) -> BTreeMap<Name, Update> {
         self.heard.insert(source, revision);
         self.revision = self.heard.values().copied().max().unwrap_or(revision);
-        self.listed.insert(source);
-        self.replace(source, records, &BTreeSet::new(), i64::MAX);
+        let first = self.listed.insert(source);
+        let newest = records.iter().filter(|kv| self.matters(&kv.key)).map(|kv| kv.mod_revision).max();
+        let changed = self.replace(source, records, &BTreeSet::new(), i64::MAX) > 0;
+        let known = self.newest.entry(source).or_default();
+        // What is missing from a listing was deleted some time before it.
+        let anew = first || changed || *known > revision;
+        *known = if anew { revision } else { newest.unwrap_or(0).max(*known) };
         self.settle()
+    }
+
+    /// The revision of the newest change that means something. Other writes to the etcd, an agent's status among them, do not
+    /// move it.
+    pub fn newest(&self) -> i64 {
+        self.newest.values().copied().max().unwrap_or(0)
+    }
+
+    /// Whether a key means something to anybody, if only as a mistake.
+    fn matters(&self, whole: &[u8]) -> bool {
+        match self.source_of(whole) {
+            Source::Native => !matches!(self.native_key(whole), Ok(Key::Status(_))),
+            Source::Docker => {
+                let prefix = self.config.docker_prefix.as_deref().unwrap_or_default();
+                !matches!(schema::docker::Key::parse(prefix, whole), Ok(None))
+            }
+        }
     }
 
     fn hear(&mut self, source: Source, revision: i64) {
@@ -141,6 +189,10 @@ impl Store {
     pub fn changes(&mut self, revision: i64, changes: Vec<Change>) -> BTreeMap<Name, Update> {
         let source = changes.first().map_or(Source::Native, |change| self.source_of(change.key()));
         self.hear(source, revision);
+        if changes.iter().any(|change| self.matters(change.key())) {
+            let newest = self.newest.entry(source).or_default();
+            *newest = revision.max(*newest);
+        }
         for change in changes {
             let known = self.known(change.key());
             match change {
@@ -168,13 +220,17 @@ impl Store {
     ) -> Audited {
         self.hear(source, revision);
         let differences = self.replace(source, records, touched, revision);
+        if differences > 0 {
+            let newest = self.newest.entry(source).or_default();
+            *newest = revision.max(*newest);
+        }
         Audited { differences, updates: self.settle() }
     }
 
     /// An earlier version, out of etcd's history, of a record whose last version is bad. If it is good, and nothing better is
     /// known, it is in force while the bad one stands.
     pub fn predecessor(&mut self, earlier: &Kv) -> BTreeMap<Name, Update> {
-        let Some(modified) = self.bad.get(&earlier.key).map(|(modified, _)| *modified) else { return BTreeMap::new() };
+        let Some(modified) = self.bad.get(&earlier.key).map(|bad| bad.modified) else { return BTreeMap::new() };
         if let Some(key) = self.docker_key(&earlier.key) {
             if let (None, Ok(value)) = (self.docker.held(&key), docker::decode(&key, &earlier.key, &earlier.value)) {
                 self.docker.put(&key, earlier.create_revision, modified, value);
@@ -182,11 +238,18 @@ impl Store {
             return self.settle();
         }
         let Ok(key) = self.native_key(&earlier.key) else { return BTreeMap::new() };
-        if let (None, Ok(value)) = (self.held(&key), decode(&key, &earlier.key, &earlier.value)) {
+        if let (None, Ok(value)) = (self.revisions(&key), decode(&key, &earlier.key, &earlier.value)) {
             let rank = Rank { create_revision: earlier.create_revision, key: Arc::new(key) };
             self.take(rank, modified, value, false);
         }
         self.settle()
+    }
+
+    /// The good version that a bad record may have had before it cannot be found: etcd's history does not reach back so far.
+    pub fn history_lost(&mut self, whole: &[u8]) {
+        if let Some(bad) = self.bad.get_mut(whole) {
+            bad.lost = true;
+        }
     }
 
     /// Takes over a listing, except for keys that are `touched` or known by a revision above `limit`. Returns how many
@@ -229,20 +292,20 @@ impl Store {
 
     /// The last revision that was heard of a key, good or bad.
     fn known(&self, whole: &[u8]) -> Option<i64> {
-        let bad = self.bad.get(whole).map(|(modified, _)| *modified);
+        let bad = self.bad.get(whole).map(|bad| bad.modified);
         self.held_at(whole).map(|(_, modified)| modified).max(bad)
     }
 
     /// Create and last revision of the record that is held of a whole key.
     pub(super) fn held_at(&self, whole: &[u8]) -> Option<(i64, i64)> {
         match self.source_of(whole) {
-            Source::Native => self.native_key(whole).ok().and_then(|key| self.held(&key)),
+            Source::Native => self.native_key(whole).ok().and_then(|key| self.revisions(&key)),
             Source::Docker => self.docker_key(whole).and_then(|key| self.docker.held(&key)),
         }
     }
 
     /// Create and last revision of a record that is held.
-    pub(super) fn held(&self, key: &Key) -> Option<(i64, i64)> {
+    pub(super) fn revisions(&self, key: &Key) -> Option<(i64, i64)> {
         const fn revisions<T>(held: &Held<T>) -> (i64, i64) {
             (held.rank.create_revision, held.modified)
         }
@@ -265,7 +328,7 @@ impl Store {
         }
         let Kv { key: whole, value, create_revision, mod_revision } = kv;
         let key = self.native_key(&whole);
-        let held = key.as_ref().ok().and_then(|key| self.held(key));
+        let held = key.as_ref().ok().and_then(|key| self.revisions(key));
         // Another create revision says that the key was deleted and made anew: the version before is no predecessor.
         let fresh = held.is_some_and(|(create, _)| create != create_revision);
         match key.and_then(|key| Ok((decode(&key, &whole, &value)?, key))) {
@@ -278,15 +341,16 @@ impl Store {
                 if fresh {
                     self.delete(&whole);
                 }
-                self.reject(whole, mod_revision, rejected)
+                self.reject(whole, create_revision, mod_revision, rejected)
             }
         }
     }
 
     /// Notes that a version is bad. Returns whether that is news.
-    pub(super) fn reject(&mut self, whole: Vec<u8>, modified: i64, rejected: Rejected) -> bool {
-        let before = self.bad.insert(whole, (modified, rejected.clone()));
-        let news = before.is_none_or(|(before, _)| before != modified);
+    pub(super) fn reject(&mut self, whole: Vec<u8>, created: i64, modified: i64, rejected: Rejected) -> bool {
+        let lost = self.bad.get(&whole).is_some_and(|before| before.lost && before.created == created);
+        let before = self.bad.insert(whole, Bad { created, modified, rejected: rejected.clone(), lost });
+        let news = before.is_none_or(|before| before.modified != modified);
         if news {
             self.batch.rejected.push(rejected);
         }

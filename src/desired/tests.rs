@@ -134,10 +134,11 @@ fn a_bad_value_changes_nothing_but_itself() {
 #[test]
 fn a_bad_value_without_predecessor_is_not_there() {
     let mut store = new_store();
-    store.snapshot(5, vec![kv("networks/n", "{", 3), kv("elsewhere/x", "{}", 4)]);
+    let changed = Kv { create_revision: 2, ..kv("networks/n", "{", 3) };
+    store.snapshot(5, vec![changed, kv("networks/new", "{", 4), kv("elsewhere/x", "{}", 4)]);
     assert_eq!(store.counts().networks, 0);
     let keys: Vec<_> = store.without_predecessor().collect();
-    assert_eq!(keys, [(b"/p/networks/n".as_slice(), 3)]);
+    assert_eq!(keys, [(b"/p/networks/n".as_slice(), 3)], "what was made bad has no history");
     assert_eq!(store.counts().rejected[&Reason::Key], 1);
 }
 
@@ -152,6 +153,30 @@ fn a_good_version_out_of_the_history_is_in_force_while_the_bad_one_stands() {
     assert_eq!((store.counts().rejected.len(), store.without_predecessor().count()), (1, 0));
     assert!(store.snapshot(6, records).is_empty(), "the bad version heard again changes nothing");
     assert!(store.predecessor(&earlier).is_empty());
+}
+
+#[test]
+fn removals_are_held_while_a_record_is_bad_whose_good_version_cannot_be_found() {
+    for (key, good, networks) in [
+        ("networks/n", NET.to_owned(), vec!["n"]),
+        ("endpoints/n/b/e2", ip(3), vec!["n"]),
+        ("nodes/b", r#"{"vtep":"192.168.0.2"}"#.to_owned(), vec!["m", "n"]),
+    ] {
+        for end in [put(key, &good, 2, 9), delete(key, 9), put(key, "{", 9, 9)] {
+            let mut store = new_store();
+            let others = ["endpoints/m/b/e", "endpoints/n/b/e3"].map(|key| kv(key, &ip(4), 3));
+            let bad = Kv { create_revision: 2, ..kv(key, "{", 4) };
+            store.snapshot(5, others.into_iter().chain([bad]).collect());
+            assert!(store.held().is_empty(), "it may be found yet");
+            store.history_lost(format!("/p/{key}").as_bytes());
+            let held = |store: &Store| store.held().into_keys().map(|name| name.to_string()).collect::<Vec<_>>();
+            assert_eq!(held(&store), networks, "{key}");
+            store.changes(6, vec![put(key, "[", 2, 6)]);
+            assert_eq!(held(&store), networks, "another bad version of {key} changes nothing");
+            store.changes(9, vec![end]);
+            assert!(held(&store).is_empty(), "{key}");
+        }
+    }
 }
 
 #[test]
@@ -365,6 +390,36 @@ fn one_interface_of_one_namespace_holds_one_endpoint_under_either_name_of_its_pa
     let same = r#"{"ip":["10.0.0.8"],"netns":"/var/run/netns/x"}"#;
     assert!(store.changes(11, vec![put("endpoints/n/a/e9", same, 11, 11)]).is_empty());
     assert_eq!(store.conflicts().next().unwrap().field, "ifname");
+}
+
+#[test]
+fn a_network_with_too_many_endpoints_keeps_the_oldest_and_others_are_not_touched() {
+    let limits = Limits { nodes: 3, networks: 2, endpoints: 2 };
+    let mut store = Store::with_limits(new_store().config, limits);
+    let other = r#"{"subnets":[{"cidr":"10.1.0.0/24","vni":257}]}"#;
+    store.snapshot(
+        10,
+        vec![
+            kv("nodes/b", r#"{"vtep":"192.168.0.2"}"#, 1),
+            kv("networks/n", NET, 2),
+            kv("networks/m", other, 3),
+            kv("networks/third", r#"{"subnets":[{"cidr":"10.2.0.0/24","vni":258}]}"#, 4),
+            kv("endpoints/n/a/e", &ip(2), 5),
+            kv("endpoints/n/b/young", &ip(3), 7),
+            kv("endpoints/n/b/old", &ip(4), 6),
+            kv("endpoints/m/a/e", r#"{"ip":["10.1.0.2"]}"#, 8),
+        ],
+    );
+    let refused = |store: &Store| store.rejections().map(|r| (r.key.clone(), r.reason)).collect::<Vec<_>>();
+    let beyond = |key: &str| (format!("/p/{key}"), Reason::Count);
+    assert_eq!(refused(&store), [beyond("networks/third"), beyond("endpoints/n/b/young")]);
+    assert_eq!((store.take_new_rejections().len(), store.counts().conflicts), (2, 0));
+    let updates = store.changes(11, vec![delete("endpoints/n/b/old", 11)]);
+    assert!(
+        matches!(&updates["n"].endpoints[..], [(old, None), (young, Some(_))] if *old == id("b", "old") && *young == id("b", "young"))
+    );
+    store.changes(12, vec![delete("networks/m", 12)]);
+    assert!(refused(&store).is_empty());
 }
 
 #[test]

@@ -170,6 +170,12 @@ impl<K: Ord + Clone, D: Fits<O> + PartialEq, O: PartialEq> Table<K, D, O> {
         self.observed
     }
 
+    /// How many are observed and not desired.
+    pub fn leftovers(&self) -> usize {
+        let undesired = |key: &&K| self.rows.get(*key).is_some_and(|sides| sides.desired.is_none());
+        self.differing.iter().filter(undesired).count()
+    }
+
     /// Whether no sides differ.
     pub fn in_sync(&self) -> bool {
         self.differing.is_empty()

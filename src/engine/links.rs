@@ -87,7 +87,17 @@ impl Network {
             }
             return;
         };
-        let Some(id) = self.by_index.get(&link.ifindex).cloned().or_else(|| self.classify(link)) else { return };
+        let known = known.or_else(|| self.by_index.get(&link.ifindex).cloned());
+        let id = match known {
+            Some(stray @ LinkId::Stray(_)) => Some(self.classify(link).unwrap_or(stray)),
+            known => known.or_else(|| self.classify(link)),
+        };
+        let Some(id) = id else { return };
+        // A leftover that turns out to be an object of ours is nobody else's doing.
+        let leftover = self.links.observed_of(&LinkId::Stray(link.ifindex)).is_some();
+        if leftover && !matches!(id, LinkId::Stray(_)) {
+            self.observe_gone(&LinkId::Stray(link.ifindex), Cause::Change);
+        }
         let before = self.links.observed_of(&id).cloned();
         // A second device that answers to the same name or VNI is the newer one; the older one has been replaced.
         if before.as_ref().is_some_and(|before| before.ifindex != link.ifindex) {
@@ -96,7 +106,7 @@ impl Network {
         self.by_index.insert(link.ifindex, id.clone());
         let left = self.links.saw(&id, Some(link.clone()), cause.into());
         // A stray with our mark is something that we left behind, not somebody else's doing.
-        if left && cause == ReadCause::Foreign && !matches!(id, LinkId::Stray(_)) {
+        if left && cause == ReadCause::Foreign && !leftover && !matches!(id, LinkId::Stray(_)) {
             self.drift.suspect(Key::Link(id.clone()));
         }
         self.lost_rows(&id, before.as_ref(), link, self.cause_of_loss(&id, cause));

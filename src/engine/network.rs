@@ -183,11 +183,15 @@ pub struct Network {
     pub(super) config: Config,
     /// Nothing is touched before the desired side is known.
     pub(super) told: bool,
+    /// What nothing desires stays where it is.
+    pub(super) removals_held: bool,
     pub(super) revision: i64,
     pub(super) applied_revision: i64,
     pub(super) waiting_since: Option<Time>,
     pub(super) spec: Option<Arc<NetworkSpec>>,
     pub(super) endpoints: BTreeMap<EndpointId, EndpointSpec>,
+    /// How many more endpoints than one a row of a VXLAN device leads to.
+    pub(super) sharers: BTreeMap<TunnelKey, usize>,
     pub(super) locals: BTreeMap<EndpointId, Local>,
     /// The VTEPs that endpoints of the network are behind, each with how many.
     pub(super) vteps: BTreeMap<IpAddr, usize>,
@@ -233,11 +237,13 @@ impl Network {
         Self {
             config,
             told: false,
+            removals_held: false,
             revision: 0,
             applied_revision: 0,
             waiting_since: None,
             spec: None,
             endpoints: BTreeMap::new(),
+            sharers: BTreeMap::new(),
             locals: BTreeMap::new(),
             vteps: BTreeMap::new(),
             by_path: BTreeMap::new(),
@@ -265,6 +271,12 @@ impl Network {
             resync_started: None,
             notes: Vec::new(),
         }
+    }
+
+    /// Holds removals, or lets them go on. While they are held, what stands and nothing desires stays where it is; what is
+    /// desired is made all the same, and drift is repaired.
+    pub fn hold_removals(&mut self, held: bool) {
+        self.removals_held = held;
     }
 
     /// What to do next. The caller hands in the events that have come before each call, so that a decision rests on all that
@@ -404,8 +416,17 @@ impl Network {
             blocked: self.blocked(),
             drifting: self.drift.open_by_kind(),
             damped: self.drift.damped_by_kind(),
+            held: if self.removals_held { self.leftovers() } else { 0 },
             waiting_endpoints: self.locals.values().filter(|local| !local.wired() && !local.shadowed).count() as u64,
         }
+    }
+
+    /// How many objects stand that nothing desires.
+    fn leftovers(&self) -> u64 {
+        let netns = usize::from(self.spec.is_none() && matches!(self.netns, Netns::Ours(_)));
+        let links = self.links.leftovers() + self.addresses.leftovers();
+        let rows = self.tunnels.leftovers() + self.bridge_rows.leftovers() + self.neighbours.leftovers();
+        (netns + links + rows) as u64
     }
 
     /// Whether this is an endpoint's end that cannot be read: the trouble is not that it differs.

@@ -6,7 +6,7 @@
 
 use super::{
     delta::Cause,
-    key::{Key, LinkId},
+    key::{Key, LinkId, TunnelKey},
     network::{InnerStatus, Netns, Network},
     object::{InnerAt, Link, LinkKind},
     seam::{Action, FailureKind, LinkChange, LinkRef, NewLink, Op, Place},
@@ -47,6 +47,19 @@ impl Network {
         self.settling.contains(key) || self.troubles.holds(key, now) || self.drift.holds(key, now)
     }
 
+    /// Whether an object that nothing desires stays because removals are held. Somebody else's doing is undone all the same,
+    /// and so is what is in the way of something that is desired.
+    fn stays(&self, key: &Key, op: &Op) -> bool {
+        let in_the_way = match key {
+            Key::BridgeRow(row) => {
+                let tunnel = TunnelKey { vni: row.vni, mac: row.mac, dst: None };
+                self.tunnels.desired_of(&tunnel).is_some()
+            }
+            _ => matches!(op, Op::ReclaimVni { .. }),
+        };
+        self.removals_held && !in_the_way && !self.drift.is_open(key)
+    }
+
     pub(super) fn ours(&self) -> bool {
         matches!(self.netns, Netns::Ours(_))
     }
@@ -54,7 +67,8 @@ impl Network {
     /// The operation with its cause, unless the object rests.
     pub(super) fn planned(&self, key: Key, action: Action, cause: Cause, op: Op, now: Time) -> Option<Planned> {
         let cause = if self.drift.is_open(&key) { Cause::Repair } else { cause };
-        (!self.held(&key, now)).then_some(Planned { op, key, action, cause })
+        let stays = action == Action::Delete && self.stays(&key, &op);
+        (!stays && !self.held(&key, now)).then_some(Planned { op, key, action, cause })
     }
 
     fn plan_netns(&self, now: Time) -> Vec<Planned> {

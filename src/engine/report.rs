@@ -131,6 +131,8 @@ pub struct Summary {
     pub drifting: BTreeMap<Kind, u64>,
     /// Damped objects by kind.
     pub damped: BTreeMap<Kind, u64>,
+    /// Objects that nothing desires and that stay since removals are held.
+    pub held: u64,
     /// Local endpoints whose namespace is not there.
     pub waiting_endpoints: u64,
 }

@@ -13,11 +13,12 @@ use super::{
     key::{BridgeRowKey, Key, LinkId, NeighbourKey, TunnelKey},
     network::{Home, InnerStatus, Local, Netns, Network},
     object::{Link, LinkKind, Port},
+    seam::LinkRef,
     time::Time,
     unread::ReadCause,
 };
 use crate::{
-    desired::{EndpointSpec, LocalEndpoint, NetworkSpec, Segment, Tunnel, Update},
+    desired::{EndpointSpec, LocalEndpoint, NetworkSpec, RemoteEndpoint, Segment, Tunnel, Update},
     model::{EndpointId, Mac, Vni, stable_hash},
 };
 
@@ -147,14 +148,19 @@ impl Fits<Link> for LinkWant {
     }
 }
 
-/// Whether two remote endpoints differ in nothing but their VTEP.
-fn has_same_rows(old: &EndpointSpec, new: &EndpointSpec) -> bool {
+/// The new one of two remote endpoints that differ in nothing but their VTEP.
+fn with_same_rows<'n>(old: &EndpointSpec, new: &'n EndpointSpec) -> Option<&'n RemoteEndpoint> {
     match (old, new) {
         (EndpointSpec::Remote(old), EndpointSpec::Remote(new)) => {
-            (old.vni, old.mac, &old.ips) == (new.vni, new.mac, &new.ips)
+            ((old.vni, old.mac, &old.ips) == (new.vni, new.mac, &new.ips)).then_some(new)
         }
-        _ => false,
+        _ => None,
     }
+}
+
+/// The row that leads to a remote endpoint.
+fn tunnel_of(remote: &RemoteEndpoint) -> TunnelKey {
+    TunnelKey { vni: remote.vni, mac: remote.mac, dst: None }
 }
 
 /// The name of the overlay end of an endpoint's veth pair: found again without any memory.
@@ -204,7 +210,11 @@ impl Network {
             if let Some(old) = self.endpoints.remove(id) {
                 moved.extend(self.count_vtep(&old, false));
                 // The rows of an endpoint that is merely behind another VTEP are set where they stand.
-                if new.as_ref().is_some_and(|new| has_same_rows(&old, new)) {
+                if let Some(new) = new.as_ref().and_then(|new| with_same_rows(&old, new)) {
+                    self.want_tunnel(tunnel_of(new), Some(new.vtep));
+                    let new = EndpointSpec::Remote(new.clone());
+                    moved.extend(self.count_vtep(&new, true));
+                    self.endpoints.insert(id.clone(), new);
                     continue;
                 }
                 self.set_rows(id, &old, false);
@@ -218,7 +228,7 @@ impl Network {
             self.set_spec(spec);
         }
         for (id, new) in update.endpoints {
-            if let Some(new) = new {
+            if let Some(new) = new.filter(|_| !self.endpoints.contains_key(&id)) {
                 if let EndpointSpec::Local(local) = &new {
                     self.remember_local(&id, local);
                 }
@@ -270,7 +280,10 @@ impl Network {
         self.want_forwarding();
         self.refresh_links();
         if self.unnumbered() && matches!(self.netns, Netns::Ours(_)) {
-            self.unread.links.get_or_insert(ReadCause::Own);
+            // Among leftovers that were held may be what is desired now, of whose rows nothing is known.
+            let held = self.by_index.values().any(|id| matches!(id, LinkId::Stray(_)));
+            let cause = if held { ReadCause::First } else { ReadCause::Own };
+            self.unread.links = self.unread.links.max(Some(cause));
         }
     }
 
@@ -278,10 +291,7 @@ impl Network {
     fn set_rows(&mut self, id: &EndpointId, spec: &EndpointSpec, wanted: bool) {
         match spec {
             EndpointSpec::Remote(remote) => {
-                let key = TunnelKey { vni: remote.vni, mac: remote.mac, dst: None };
-                if self.tunnels.want(&key, wanted.then_some(remote.vtep)) {
-                    self.desired_moved(&Key::Tunnel(key));
-                }
+                self.set_tunnel(tunnel_of(remote), remote.vtep, wanted);
                 for ip in &remote.ips {
                     let key = NeighbourKey { vni: remote.vni, on_bridge: false, ip: *ip };
                     if self.neighbours.want(&key, wanted.then_some(remote.mac)) {
@@ -313,6 +323,30 @@ impl Network {
         }
     }
 
+    /// Adds or takes away one of the endpoints that a row leads to. It stays while there is any.
+    fn set_tunnel(&mut self, key: TunnelKey, vtep: IpAddr, wanted: bool) {
+        let more = self.sharers.remove(&key).unwrap_or_default();
+        let more = match (wanted, self.tunnels.desired_of(&key)) {
+            (true, Some(_)) => more + 1,
+            (false, Some(_)) if more > 0 => more - 1,
+            _ => {
+                return self.want_tunnel(key, wanted.then_some(vtep));
+            }
+        };
+        if more > 0 {
+            self.sharers.insert(key, more);
+        }
+        if wanted {
+            self.want_tunnel(key, Some(vtep));
+        }
+    }
+
+    fn want_tunnel(&mut self, key: TunnelKey, want: Option<IpAddr>) {
+        if self.tunnels.want(&key, want) {
+            self.desired_moved(&Key::Tunnel(key));
+        }
+    }
+
     fn want_link(&mut self, id: &LinkId, want: Option<LinkWant>) {
         if self.links.want(id, want) {
             self.desired_moved(&Key::Link(id.clone()));
@@ -336,7 +370,11 @@ impl Network {
             Some(local) if local.spec.netns == spec.netns => local.spec = spec.clone(),
             _ => {
                 self.forget_local(id);
-                self.by_outer_name.insert(self.outer_name_of(id), id.clone());
+                let name = self.outer_name_of(id);
+                if self.by_index.values().any(|id| matches!(id, LinkId::Stray(_))) {
+                    self.unread.link(LinkRef::Name(name.clone()), ReadCause::First);
+                }
+                self.by_outer_name.insert(name, id.clone());
                 if let Some(path) = spec.netns.path() {
                     self.by_path.entry(path.to_owned()).or_default().insert(id.clone());
                 }

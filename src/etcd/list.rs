@@ -21,12 +21,12 @@ pub(super) fn record(kv: KeyValue) -> Kv {
     Kv { key, value, create_revision, mod_revision }
 }
 
-/// The first key that no longer begins with the prefix and its slash.
-fn end(prefix: &str) -> Vec<u8> {
-    let mut end = prefix.as_bytes().to_vec();
-    // The byte after '/'.
-    end.push(b'0');
-    end
+/// The ranges of keys that are followed: from the first to before the second. All that stands below the prefix but what
+/// agents say of themselves: a thousand nodes that hear of each other's status would be a million events.
+pub(super) fn ranges(prefix: &str) -> [(String, String); 2] {
+    // The byte after '/' is '0'.
+    let [first, skipped, on, end] = ["/", "/status/", "/status0", "0"].map(|rest| format!("{prefix}{rest}"));
+    [(first, skipped), (on, end)]
 }
 
 impl Etcd {
@@ -42,11 +42,12 @@ impl Etcd {
     /// Lists in pages that are all pinned to the first one's revision, so that together they are one state of the store.
     pub(super) async fn list(&self, page: i64, timeout: Duration) -> Result<Listing, Error> {
         let mut kv = self.client.kv_client().max_decoding_message_size(MAX_MESSAGE);
-        let mut from = format!("{}/", self.prefix).into_bytes();
         let mut listing = Listing { cluster: 0, revision: 0, records: Vec::new() };
+        let mut ranges = ranges(&self.prefix).into_iter().map(|(from, to)| (from.into_bytes(), to));
+        let Some((mut from, mut to)) = ranges.next() else { return Ok(listing) };
         loop {
             let options =
-                GetOptions::new().with_range(end(&self.prefix)).with_limit(page.max(1)).with_revision(listing.revision);
+                GetOptions::new().with_range(to.clone()).with_limit(page.max(1)).with_revision(listing.revision);
             let mut answer = within(timeout, kv.get(from.clone(), Some(options))).await?;
             let header = answer.header().ok_or(Error::Headless)?;
             if listing.revision == 0 {
@@ -60,7 +61,10 @@ impl Etcd {
                     from.clone_from(&last.key);
                     from.push(0);
                 }
-                _ => return Ok(listing),
+                _ => match ranges.next() {
+                    Some(next) => (from, to) = next,
+                    None => return Ok(listing),
+                },
             }
         }
     }
@@ -69,9 +73,14 @@ impl Etcd {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn the_range_ends_before_what_only_begins_alike() {
-        let end = super::end("/vtepd/v1");
-        assert!(b"/vtepd/v1/\xff\xff".as_slice() < end.as_slice());
-        assert!(b"/vtepd/v10".as_slice() >= end.as_slice());
+    fn everything_below_the_prefix_is_followed_but_what_agents_say_of_themselves() {
+        let ranges = super::ranges("/vtepd/v1");
+        let within = |key: &[u8]| ranges.iter().any(|(from, to)| (from.as_bytes()..to.as_bytes()).contains(&key));
+        for key in [&b"/vtepd/v1/endpoints/n/a/e"[..], b"/vtepd/v1/store", b"/vtepd/v1/status", b"/vtepd/v1/\xff\xff"] {
+            assert!(within(key), "{}", key.escape_ascii());
+        }
+        for key in ["/vtepd/v1/status/a", "/vtepd/v10", "/vtepd/v1", "/vtepd/v"] {
+            assert!(!within(key.as_bytes()), "{key}");
+        }
     }
 }

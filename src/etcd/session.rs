@@ -13,7 +13,7 @@ use tokio::{
 
 use super::{
     connect::{Config, Error, Etcd, MAX_MESSAGE, within},
-    list::{Listing, record},
+    list::{Listing, ranges, record},
 };
 use crate::schema::{Change, Kv};
 
@@ -117,8 +117,10 @@ struct Session<'s> {
     etcd: Etcd,
     sender: &'s mpsc::Sender<Message>,
     memory: &'s mut Memory,
-    /// The last revision that was delivered.
-    delivered: i64,
+    /// The revision of the listing that the session began with.
+    listed: i64,
+    /// The last revision that each watch delivered.
+    delivered: BTreeMap<i64, i64>,
     /// Keys with events since the audit under way began, with their last revision.
     touched: Option<BTreeMap<Vec<u8>, i64>>,
 }
@@ -135,7 +137,7 @@ pub(super) async fn run(
 ) -> Result<(), End> {
     memory.watching = None;
     let etcd = Etcd::connect(config).await.map_err(|e| lost(&e))?;
-    let mut session = Session { config, etcd, sender, memory, delivered: 0, touched: None };
+    let mut session = Session { config, etcd, sender, memory, listed: 0, delivered: BTreeMap::new(), touched: None };
     session.list(reason).await?;
     let watch = session.watch().await?;
     session.memory.watching = Some(Instant::now());
@@ -155,7 +157,7 @@ impl Session<'_> {
             self.send(Message::Relist(Relist::Rollback)).await?;
         }
         self.memory.last = Some((cluster, revision));
-        self.delivered = revision;
+        self.listed = revision;
         self.send(Message::Snapshot { revision, cluster, records }).await
     }
 
@@ -164,10 +166,15 @@ impl Session<'_> {
     }
 
     async fn watch(&mut self) -> Result<WatchStream, End> {
-        let options = WatchOptions::new().with_prefix().with_start_revision(self.delivered + 1);
+        let [first, second] = ranges(&self.config.prefix);
+        let options = |end: String| Some(WatchOptions::new().with_range(end).with_start_revision(self.listed + 1));
         let mut client = self.etcd.client.watch_client().max_decoding_message_size(MAX_MESSAGE);
-        let watch = client.watch(format!("{}/", self.config.prefix), Some(options));
-        within(self.config.timeout, watch).await.map_err(|e| lost(&e))
+        let both = async {
+            let mut watch = client.watch(first.0, options(first.1)).await?;
+            watch.watch(second.0, options(second.1)).await?;
+            Ok(watch)
+        };
+        within(self.config.timeout, both).await.map_err(|e| lost(&e))
     }
 
     async fn follow(mut self, mut watch: WatchStream) -> Result<(), End> {
@@ -275,8 +282,8 @@ impl Session<'_> {
         if response.canceled() {
             return Err(End::Again(Relist::WatchError, response.cancel_reason().to_owned()));
         }
-        // Without fragments, which are not asked for, all events of a revision come in one response, in the order of
-        // revisions. Known faults of old servers break that order; what was missed then, only a listing tells.
+        // Without fragments, which are not asked for, all events of a revision in one range come in one response, in the order
+        // of revisions. Networks, nodes and endpoints are in one. Known faults of old servers break that order; what was missed then, only a listing tells.
         let mut revisions: BTreeMap<i64, Vec<Change>> = BTreeMap::new();
         for event in response.events() {
             let Some(kv) = event.kv() else { continue };
@@ -289,11 +296,12 @@ impl Session<'_> {
             revisions.entry(change.revision()).or_default().push(change);
         }
         for (revision, changes) in revisions {
-            if revision <= self.delivered {
-                let message = format!("revision {revision} came after revision {}", self.delivered);
+            let delivered = self.delivered.entry(response.watch_id()).or_insert(self.listed);
+            if revision <= *delivered {
+                let message = format!("revision {revision} came after revision {delivered}");
                 return Err(End::Again(Relist::WatchError, message));
             }
-            self.delivered = revision;
+            *delivered = revision;
             if let Some((_, last)) = &mut self.memory.last {
                 *last = revision.max(*last);
             }

@@ -61,6 +61,25 @@ impl Etcd {
         Err(Error::Contended(Key::Node(node.clone()).to_string()))
     }
 
+    /// A node's status as it stands.
+    ///
+    /// # Errors
+    /// No answer, or not allowed.
+    pub async fn read_status(&self, node: &Name) -> Result<Option<Vec<u8>>, Error> {
+        let key = Key::Status(node.clone()).under(&self.prefix);
+        Ok(self.read(key.as_bytes(), 0).await?.map(|kv| kv.value))
+    }
+
+    /// Writes a node's status.
+    ///
+    /// # Errors
+    /// No answer, or not allowed.
+    pub async fn write_status(&self, node: &Name, status: &str) -> Result<(), Error> {
+        let mut client = self.client.kv_client();
+        within(self.timeout, client.put(Key::Status(node.clone()).under(&self.prefix), status, None)).await?;
+        Ok(())
+    }
+
     /// Writes only if the key's last revision is still this one (0: it does not exist).
     async fn put_if(&self, key: &[u8], mod_revision: i64, value: String) -> Result<bool, Error> {
         let unchanged = Compare::mod_revision(key, CompareOp::Equal, mod_revision);

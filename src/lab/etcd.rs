@@ -122,9 +122,9 @@ impl Etcd {
         command
     }
 
-    /// Writes one key.
-    pub fn put(&self, key: &str, value: &str) -> Result<(), LabError> {
-        self.etcdctl(&["put", "--", key, value]).map(drop)
+    /// Writes one key, and returns the revision that did.
+    pub fn put(&self, key: &str, value: &str) -> Result<u64, LabError> {
+        revision_in(&self.etcdctl(&["put", "-w", "json", "--", key, value])?)
     }
 
     /// Deletes one key.
@@ -156,13 +156,7 @@ impl Etcd {
 
     /// The store's revision.
     pub fn revision(&self) -> Result<u64, LabError> {
-        let said = self.etcdctl(&["get", "-w", "json", "--", "revision-of-the-store"])?;
-        let reply: Value =
-            serde_json::from_str(&said).map_err(|error| LabError::not_so(format!("etcdctl: {error}")))?;
-        reply
-            .pointer("/header/revision")
-            .and_then(Value::as_u64)
-            .ok_or_else(|| LabError::not_so(format!("etcdctl names no revision: {said}")))
+        revision_in(&self.etcdctl(&["get", "-w", "json", "--", "revision-of-the-store"])?)
     }
 
     /// Forgets the history before the store's present revision, which is returned.
@@ -171,6 +165,13 @@ impl Etcd {
         self.etcdctl(&["compact", &revision.to_string()])?;
         Ok(revision)
     }
+}
+
+/// The revision in an answer of etcdctl's in JSON.
+fn revision_in(said: &str) -> Result<u64, LabError> {
+    let reply: Value = serde_json::from_str(said).map_err(|error| LabError::not_so(format!("etcdctl: {error}")))?;
+    let revision = reply.pointer("/header/revision").and_then(Value::as_u64);
+    revision.ok_or_else(|| LabError::not_so(format!("etcdctl names no revision: {said}")))
 }
 
 /// A word of etcdctl's transaction language, whose quoting is Go's; what JSON escapes, Go reads.

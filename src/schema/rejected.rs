@@ -25,6 +25,8 @@ pub enum Reason {
     Reserved,
     /// The record asks for something that this version does not do.
     Unsupported,
+    /// There are more records of its kind than count, and it is among the youngest.
+    Count,
 }
 
 impl Reason {
@@ -41,6 +43,7 @@ impl Reason {
             Self::Misfit => "misfit",
             Self::Reserved => "reserved",
             Self::Unsupported => "unsupported",
+            Self::Count => "count",
         }
     }
 }

@@ -80,7 +80,8 @@ fn demo() -> (Lab, Vec<Agent>) {
 /// Waits until the agents have applied all that the store has below either prefix.
 fn applied(lab: &Lab, agents: &mut [Agent]) {
     // A key that means nothing: once it is heard, all before it is.
-    put(lab, "idm/heard", "x");
+    let marker = lab.etcd.put(&format!("{PREFIX}/idm/heard"), "x").unwrap();
+    hosts::applied_at(marker, &mut *agents);
     hosts::applied(lab, agents);
 }
 

@@ -19,5 +19,6 @@ mod random;
 mod repair;
 mod restart;
 mod seed;
+mod status;
 mod subnets;
 mod underlay;

@@ -23,9 +23,9 @@ use std::{net::IpAddr, time::Duration};
 
 use lab::{Lab, TEST1, demo, engine, id, ip, remote};
 use vtepd::{
-    desired::Update,
+    desired::{EndpointSpec, RemoteEndpoint, Update},
     engine::{DriftReason, Event, Kind, LinkChange, Note, Op, Place, Time, Turn, outer_name},
-    model::Mac,
+    model::{EndpointId, Mac},
 };
 
 #[test]
@@ -158,6 +158,103 @@ fn an_endpoint_waits_for_its_namespace_and_goes_with_it() {
     assert_eq!(lab.drift(), [], "a container that ends is no drift");
     assert_eq!(lab.kernel.link("br0").unwrap().rows.len(), 0);
     lab.quiet();
+}
+
+#[test]
+fn a_row_that_two_endpoints_share_stays_while_either_does_and_moves_with_one_replace() {
+    let mut lab = Lab::converged();
+    let mac = Mac::from_ip(ip("10.0.0.3"));
+    let sharer = |last: u8, vtep: &str| {
+        let EndpointSpec::Remote(remote) = remote(u32::from(last), vtep) else { unreachable!() };
+        Some(EndpointSpec::Remote(RemoteEndpoint { mac, ..remote }))
+    };
+    let row = |lab: &Lab| lab.kernel.link("vxlan1").unwrap().fdb.get(&mac).copied();
+    let fdb_ops =
+        |lab: &Lab| lab.kernel.log.iter().filter(|op| matches!(op, Op::PutFdb { .. } | Op::DeleteFdb { .. })).count();
+    let change = |revision, endpoints| Update { revision, spec: None, endpoints };
+    let before = row(&lab);
+    lab.want(change(6, vec![(id("n2", "s"), sharer(50, "192.168.205.11"))]));
+    lab.settle();
+    assert_eq!((row(&lab), fdb_ops(&lab)), (before, 0), "two neighbours of one row");
+    lab.want(change(7, vec![(id("n2", "e3"), None)]));
+    lab.settle();
+    assert_eq!((row(&lab), fdb_ops(&lab)), (before, 0), "the first goes, the row stays");
+    lab.want(change(8, vec![(id("n2", "t"), sharer(51, "192.168.205.11"))]));
+    lab.settle();
+    lab.forget();
+    // Docker's endpoints that move have another node, and so another identity.
+    let moved = [("n2", "s", None), ("n2", "t", None)].map(|(node, e, spec)| (id(node, e), spec));
+    let to = [("n3", "s", 50), ("n3", "t", 51)].map(|(node, e, n)| (id(node, e), sharer(n, "192.168.205.12")));
+    lab.want(change(9, moved.into_iter().chain(to).collect()));
+    lab.settle();
+    assert_eq!(lab.kernel.log, [Op::PutFdb { ifindex: lab.index("vxlan1"), mac, dst: ip("192.168.205.12") }]);
+    lab.want(change(10, vec![(id("n3", "s"), None), (id("n3", "t"), None)]));
+    lab.settle();
+    assert_eq!(row(&lab), None);
+    lab.quiet();
+}
+
+#[test]
+fn held_removals_keep_what_stands_while_additions_and_repairs_go_on() {
+    let mut lab = Lab::converged();
+    let (ifindex, foreign) = (lab.index("vxlan1"), Mac::from_ip(ip("10.9.9.9")));
+    // An agent without memory, to which nobody says what two endpoints are.
+    lab.network = engine(Duration::from_secs(60));
+    lab.network.hold_removals(true);
+    let unknown = |of: &EndpointId| *of == id("n1", "test1") || *of == id("n2", "e3");
+    let mut known = demo();
+    known.endpoints.retain(|(of, _)| !unknown(of));
+    known.endpoints.push((id("n2", "e40"), Some(remote(40, "192.168.205.12"))));
+    lab.want(known);
+    lab.rest();
+    let deletes = |lab: &Lab| {
+        let removes = |op: &&Op| {
+            matches!(op, Op::DeleteFdb { .. } | Op::DeleteNeighbour { .. } | Op::DeleteLink { .. } | Op::DeleteNetns)
+        };
+        lab.kernel.log.iter().filter(removes).count()
+    };
+    assert_eq!((lab.kernel.log.len(), deletes(&lab)), (3, 0), "a row and two neighbours come");
+    assert_eq!(lab.network.summary().held, 4, "the pair's end, a row, two neighbours");
+    assert!(!lab.network.in_sync());
+    // What somebody else does is undone, and what is desired moves, as ever.
+    lab.forget();
+    lab.foreign(Op::PutFdb { ifindex, mac: foreign, dst: ip("192.0.2.1") });
+    lab.want(Update { revision: 6, spec: None, endpoints: vec![(id("n2", "e4"), Some(remote(4, "192.168.205.12")))] });
+    lab.rest();
+    let moved = Op::PutFdb { ifindex, mac: Mac::from_ip(ip("10.0.0.4")), dst: ip("192.168.205.12") };
+    assert_eq!(lab.kernel.log, [moved, Op::DeleteFdb { ifindex, mac: foreign, dst: None }]);
+    // Once the records are known, what stood is right as it stands.
+    lab.forget();
+    let endpoints = demo().endpoints.into_iter().filter(|(of, _)| unknown(of)).collect();
+    lab.want(Update { revision: 7, spec: None, endpoints });
+    lab.settle();
+    assert_eq!((lab.kernel.log.as_slice(), lab.network.summary().held), (&[][..], 0));
+    lab.network.hold_removals(false);
+    lab.quiet();
+}
+
+#[test]
+fn a_network_that_stands_on_a_lost_record_is_kept_whole_and_goes_when_the_hold_ends() {
+    let mut lab = Lab::converged();
+    lab.network = engine(Duration::from_secs(60));
+    lab.network.hold_removals(true);
+    let nothing = || Update { revision: 6, spec: Some(None), endpoints: Vec::new() };
+    lab.want(nothing());
+    assert!(matches!(lab.rest(), Turn::Rest(_)));
+    assert_eq!(lab.kernel.log, []);
+    // The record is good again: nothing has to be done but to know it.
+    lab.want(Update { revision: 7, ..demo() });
+    lab.settle();
+    assert_eq!(lab.kernel.log, []);
+    lab.network.hold_removals(false);
+    lab.quiet();
+    lab.network = engine(Duration::from_secs(60));
+    lab.network.hold_removals(true);
+    lab.want(nothing());
+    lab.rest();
+    lab.network.hold_removals(false);
+    assert_eq!(lab.rest(), Turn::Gone);
+    assert!(lab.kernel.overlay.is_none());
 }
 
 #[test]

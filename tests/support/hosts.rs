@@ -82,9 +82,15 @@ pub(crate) fn registered<'a>(lab: &Lab, agents: impl IntoIterator<Item = &'a mut
     }
 }
 
-/// Waits until the agents have applied all that the store has.
+/// Waits until the agents have applied all that the store has: a record that asks for nothing is heard last.
 pub(crate) fn applied<'a>(lab: &Lab, agents: impl IntoIterator<Item = &'a mut Agent>) {
-    let revision = lab.etcd.revision().unwrap() as f64;
+    let marker = lab.etcd.put(&format!("{PREFIX}approvals/heard"), r#"{"revision":1}"#);
+    applied_at(marker.unwrap(), agents);
+}
+
+/// Waits until the agents have applied this revision.
+pub(crate) fn applied_at<'a>(revision: u64, agents: impl IntoIterator<Item = &'a mut Agent>) {
+    let revision = revision as f64;
     for agent in agents {
         until(agent, &format!("applied revision {revision}"), |agent| {
             let metrics = agent.metrics()?;

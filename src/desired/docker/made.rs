@@ -24,7 +24,7 @@ impl Store {
         let key = match docker::Key::parse(prefix, &whole) {
             Ok(Some(key)) => key,
             Ok(None) => return false,
-            Err(rejected) => return self.reject(whole, mod_revision, rejected),
+            Err(rejected) => return self.reject(whole, create_revision, mod_revision, rejected),
         };
         match decode(&key, &whole, &value) {
             Ok(value) => {
@@ -36,7 +36,7 @@ impl Store {
                 if self.docker.held(&key).is_some_and(|(created, _)| created != create_revision) {
                     self.docker.delete(&key);
                 }
-                self.reject(whole, mod_revision, rejected)
+                self.reject(whole, create_revision, mod_revision, rejected)
             }
         }
     }
@@ -102,7 +102,8 @@ fn value_of(record: &docker::Endpoint, number: u32) -> Option<EndpointValue> {
     });
     let join = Join { routes: record.routes.clone().into(), no_gateway: record.no_gateway };
     let join = (join != Join::default()).then(|| Box::new(join));
-    (!record.ip.is_empty()).then(|| EndpointValue { ip: record.ip.clone().into(), mac, inner, join })
+    let ip = record.ip.clone().into();
+    (!record.ip.is_empty()).then_some(EndpointValue { ip, mac, shares_mac: true, inner, join })
 }
 
 impl Docker {

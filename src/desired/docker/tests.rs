@@ -295,7 +295,8 @@ fn a_bad_version_leaves_the_good_one_in_force_and_other_keys_mean_nothing() {
     assert_eq!(store.without_predecessor().count(), 0);
     let anew = kv(&format!("{D}/overlay/network/{}", id('1')), "{", 7, 7);
     assert_eq!(put(&mut store, vec![anew])[id('1').as_str()].spec, Some(None));
-    assert_eq!(store.without_good_version().collect::<Vec<_>>(), [name(&id('1'))]);
+    store.history_lost(format!("{D}/overlay/network/{}", id('1')).as_bytes());
+    assert!(store.held().into_keys().eq([name(&id('1'))]));
     let earlier = overlay('1', &subnet(0, 256), 7, 7);
     assert!(matches!(store.predecessor(&earlier)[id('1').as_str()].spec, Some(Some(_))));
     let native = kv(&format!("/p/networks/{}", id('1')), r#"{"subnets":[{"cidr":"10.7.0.0/24","vni":7}]}"#, 8, 8);
@@ -356,4 +357,58 @@ fn static_routes_come_before_those_to_other_subnets_and_no_gateway_service_is_no
     let internal = r#"{"name":"demo","networkType":"overlay","internal":true}"#;
     let internal = kv(&format!("{D}/network/{}", id('1')), internal, 3, 7);
     assert_eq!(routes_and_outside(&update(&mut store, internal)), (led, false));
+}
+
+/// An endpoint of network 1, with a MAC address of its own choice.
+fn with_mac(e: char, last: u8, mac: u8, locator: u8, created: i64) -> Kv {
+    let value = format!(
+        r#"{{"ep_iface":{{"addr":"10.0.0.{last}/24","mac":"02:00:00:00:00:0{mac}"}},"locator":"192.168.0.{locator}","sandbox":"{}"}}"#,
+        id(e)
+    );
+    kv(&format!("{D}/endpoint/{}/{}", id('1'), id(e)), &value, created, created)
+}
+
+#[test]
+fn endpoints_behind_one_vtep_may_share_a_mac_address_and_behind_another_may_not() {
+    let (mut store, _) = demo();
+    let told = |mut updates: BTreeMap<Name, Update>| updates.remove(id('1').as_str()).unwrap_or_default().endpoints;
+    let both = told(put(&mut store, vec![with_mac('d', 4, 7, 2, 10), with_mac('e', 5, 7, 2, 11)]));
+    assert_eq!(both.iter().filter(|(_, spec)| matches!(spec, Some(EndpointSpec::Remote(_)))).count(), 2);
+    assert!(told(put(&mut store, vec![with_mac('f', 6, 7, 3, 12)])).is_empty());
+    let lost = store.conflicts().next().unwrap();
+    assert_eq!((lost.field, lost.claim.as_str()), ("ep_iface.mac", "02:00:00:00:00:07 on VNI 256"));
+    let key = |e: char| format!("{D}/endpoint/{}/{}", id('1'), id(e));
+    // The second still has it when the first goes; when both are gone the third does.
+    assert!(matches!(&told(delete(&mut store, &key('d'), 13))[..], [(_, None)]));
+    assert_eq!(store.counts().conflicts, 1);
+    assert!(matches!(&told(delete(&mut store, &key('e'), 14))[..], [(_, None), (_, Some(EndpointSpec::Remote(_)))]));
+    assert_eq!(store.counts().conflicts, 0);
+}
+
+#[test]
+fn one_who_waits_between_two_sharers_takes_the_mac_address_when_the_first_goes() {
+    let (mut store, _) = demo();
+    put(&mut store, vec![with_mac('d', 4, 7, 2, 10), with_mac('e', 5, 7, 3, 11), with_mac('f', 6, 7, 2, 12)]);
+    let loser = |store: &Store| store.conflicts().map(|lost| lost.key.to_string()).collect::<Vec<_>>();
+    assert!(loser(&store)[0].ends_with(&id('e')));
+    delete(&mut store, &format!("{D}/endpoint/{}/{}", id('1'), id('d')), 13);
+    assert_eq!(loser(&store).len(), 1);
+    assert!(loser(&store)[0].ends_with(&id('f')), "younger than the one behind the other VTEP");
+}
+
+#[test]
+fn of_those_who_share_a_mac_address_on_this_node_the_oldest_is_wired_up() {
+    let (mut store, _) = demo();
+    let wired = |updates: &BTreeMap<Name, Update>| {
+        let endpoints = &updates[id('1').as_str()].endpoints;
+        endpoints.iter().filter_map(|(of, spec)| spec.as_ref().map(|_| of.endpoint.to_string())).collect::<Vec<_>>()
+    };
+    let updates = put(&mut store, vec![with_mac('d', 4, 7, 1, 10), with_mac('e', 5, 7, 1, 11)]);
+    assert_eq!(wired(&updates), [id('d')]);
+    let blocked: Vec<_> = store.blocked().map(|blocked| (blocked.key.to_string(), blocked.reason.as_str())).collect();
+    assert_eq!(blocked.len(), 1);
+    assert!(blocked[0].0.ends_with(&id('e')) && blocked[0].1 == "mac");
+    let updates = delete(&mut store, &format!("{D}/endpoint/{}/{}", id('1'), id('d')), 12);
+    assert_eq!(wired(&updates), [id('e')]);
+    assert_eq!((store.blocked().count(), store.counts().conflicts), (0, 0));
 }
