@@ -346,8 +346,8 @@ fn while_a_bad_records_good_version_is_compacted_away_nothing_of_its_network_is_
         });
     };
     // With the endpoint bad, a row and a neighbour stand on it. With the network bad, all does: the namespace, three links and
-    // an address; the rows of links that nobody knows are not looked at.
-    for (time, bad, objects) in [(1, 3, 2.0), (2, 0, 5.0)] {
+    // an address; the rows of links that nobody knows are not looked at. And on the host, what leads outside from there.
+    for (time, bad, objects) in [(1, 3, 2.0), (2, 0, 9.0)] {
         let (key, value) = GOOD[bad];
         agent.kill().unwrap();
         put(&lab, key, "{");
