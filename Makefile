@@ -12,9 +12,9 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 PREFIX ?= /usr/local
 DESTDIR ?=
 
-PROGRAMS := protoc etcd etcdctl ip bridge nft ping unshare tcpdump ovs-vswitchd ethtool
+PROGRAMS := protoc etcd etcdctl ip bridge nft ping unshare tcpdump ovs-vswitchd ethtool python3
 PACKAGES := protobuf-compiler libprotobuf-dev etcd-server etcd-client iproute2 nftables iputils-ping util-linux tcpdump \
-            openvswitch-switch ethtool
+            openvswitch-switch ethtool python3
 PROTOS   := /usr/include/google/protobuf/descriptor.proto
 
 # Namespaces in which the tests find no network and no mount of the host: root's own, or those that a user may make (root in a

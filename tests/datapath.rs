@@ -15,6 +15,7 @@ mod routes;
 mod support;
 
 use std::{
+    collections::BTreeMap,
     net::IpAddr,
     os::fd::AsFd,
     path::PathBuf,
@@ -27,8 +28,11 @@ use support::{ip, json, kernel_of, private_host, run};
 use vtepd::{
     desired::{EndpointSpec, LocalEndpoint, NetworkSpec, RemoteEndpoint, Segment, Tunnel, Update},
     engine::{Config, DriftReason, Event, Home, Kind, Network, Note, Time, Turn, outer_name, turn},
-    kernel::NetworkKernel,
-    model::{EndpointId, Mac, Name},
+    kernel::{NetworkKernel, nft::Tables},
+    model::{
+        EndpointId, Mac, Name, guard, guard_table,
+        nft::{Change, Ruleset},
+    },
 };
 
 const MISSING: DriftReason = DriftReason::Missing;
@@ -61,7 +65,8 @@ fn spec() -> NetworkSpec {
         gateways: vec!["10.0.0.1/16".parse().unwrap(), "fd00::1/64".parse().unwrap()],
         gateway_mac: Mac::from_ip(ip("10.0.0.1")),
     };
-    NetworkSpec { name: "overlay-demo".parse().unwrap(), segments: vec![segment] }
+    let name = "overlay-demo".parse().unwrap();
+    NetworkSpec { name, segments: vec![segment], spoof_guard: true, chains: BTreeMap::new() }
 }
 
 fn desired(remotes: u32) -> Update {
@@ -87,6 +92,8 @@ fn agent() -> (Network, NetworkKernel) {
         home: Home::Overlay("/run/netns/vtepd-overlay-demo".into()),
         group: 0x76,
         resync: Duration::from_secs(3600),
+        guards: guard_table(),
+        tables: Vec::new(),
     };
     (Network::new(config), kernel)
 }
@@ -454,6 +461,71 @@ fn flushed_addresses_are_back_in_the_container_too() {
     datapath.until("in sync", |this| this.network.in_sync());
     assert!(run("ip -n test1 addr").contains("10.0.0.200"), "an address that the container added is its own");
     datapath.resyncs_without_an_operation();
+}
+
+#[test]
+fn every_foreign_change_of_a_guard_is_repaired_and_counted_once() {
+    let mut datapath = Datapath::converged(5);
+    let outer = outer_name(&id("n1", "test1"));
+    let nft = "ip netns exec vtepd-overlay-demo nft";
+    let guard = run(&format!("{nft} list ruleset"));
+    for line in [
+        "table netdev vtepd {",
+        &format!("chain {outer} {{"),
+        &format!("type filter hook ingress device \"{outer}\" priority filter; policy drop;"),
+        "ether saddr != 02:42:0a:00:00:02 drop",
+        "ip saddr != 10.0.0.2 drop",
+        "icmpv6 type nd-router-advert drop",
+    ] {
+        assert!(guard.lines().any(|shown| shown.trim() == line), "{line} is not in {guard}");
+    }
+    let (missing, changed, unexpected) = ([(Kind::Nat, MISSING)], [(Kind::Nat, CHANGED)], [(Kind::Nat, UNEXPECTED)]);
+    for (breakage, drift) in [
+        ("delete table netdev vtepd".to_owned(), missing),
+        ("flush ruleset".to_owned(), missing),
+        (format!("flush chain netdev vtepd {outer}"), changed),
+        (format!("delete chain netdev vtepd {outer}"), missing),
+        (format!("insert rule netdev vtepd {outer} accept"), changed),
+        (format!("chain netdev vtepd {outer} {{ policy accept; }}"), changed),
+        ("add chain netdev vtepd stranger".to_owned(), unexpected),
+        ("add set netdev vtepd names { type ipv4_addr; }".to_owned(), changed),
+        ("add table netdev vtepd { flags dormant; }".to_owned(), changed),
+        (
+            format!("add chain netdev vtepd other {{ type filter hook ingress device {outer} priority -9; }}"),
+            unexpected,
+        ),
+    ] {
+        datapath.breaks(&format!("{nft} {breakage}"), &drift);
+        assert_eq!(run(&format!("{nft} list ruleset")), guard, "{breakage}");
+    }
+    let unlocked = format!("bridge -n vtepd-overlay-demo link set dev {outer} locked off");
+    datapath.breaks(&unlocked, &[(Kind::Link, CHANGED)]);
+    let shown = json(&format!("bridge -n vtepd-overlay-demo -d -j link show dev {outer}"));
+    assert_eq!(shown[0]["locked"], true);
+    run(&format!("{nft} add table netdev others"));
+    datapath.resyncs_without_an_operation();
+    assert!(run(&format!("{nft} list tables")).contains("netdev others"), "a table of somebody else's is left alone");
+}
+
+#[test]
+fn a_guard_of_sixty_four_addresses_has_no_more_rules_than_one_of_two_and_fits_the_kernel() {
+    private_host();
+    let mac = Mac::from_ip(ip("10.0.0.2"));
+    let rules = guard("veth0", mac, [ip("10.0.0.2"), ip("fd00::2")]).rules.len();
+    let v4 = |n: u16| IpAddr::from([10, 0, 0, n.to_be_bytes()[1]]);
+    let v6 = |n: u16| IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, n]);
+    let mut tables = Tables::open().unwrap();
+    for addresses in [1..64_u16, 1..2, 63..64] {
+        let some: Vec<IpAddr> = addresses.clone().map(v4).chain((addresses.end - 1..64).map(v6)).collect();
+        let many: Vec<IpAddr> = addresses.clone().map(v6).chain((addresses.end - 1..64).map(v4)).collect();
+        for addresses in [some, many] {
+            let chain = guard("veth0", mac, addresses);
+            assert_eq!(chain.rules.len(), rules);
+            let wanted = Ruleset::new(guard_table()).with("veth0", chain);
+            tables.apply(&[Change::ReplaceTable(wanted.clone())]).unwrap();
+            assert_eq!(tables.read(&guard_table()).unwrap(), Some(wanted));
+        }
+    }
 }
 
 #[test]

@@ -33,7 +33,10 @@ use sim_kernel::{Chance, Faults, SimKernel, SimLink};
 use vtepd::{
     desired::{Source, Store, StoreConfig, Update},
     engine::{Config, Family, Forwarding, Home, LinkChange, LinkKind, Network, Note, Op, Place, Time, Turn, turn},
-    model::{Mac, Name, Netns, Route},
+    model::{
+        Mac, Name, Netns, Route, guard_table,
+        nft::{Chain, Change, Rule, Ruleset},
+    },
 };
 
 const GROUP: u32 = 0x76;
@@ -77,6 +80,8 @@ fn config(network: &Name) -> Config {
         home: Home::Overlay(format!("/run/netns/vtepd-{network}").into()),
         group: GROUP,
         resync: Duration::from_secs(60),
+        guards: guard_table(),
+        tables: Vec::new(),
     }
 }
 
@@ -208,9 +213,9 @@ impl World {
                     let other = if self.chance.below(2) == 0 { other } else { String::new() };
                     format!(r#",{{"cidr":"fd0{number}::/64","vni":{}}}{other}"#, 100 + number)
                 };
-                let flood = self.chance.below(3) == 0;
+                let (flood, guard) = (self.chance.below(3) == 0, self.chance.below(3) > 0);
                 let value = format!(
-                    r#"{{"subnets":[{{"cidr":"10.{number}.0.0/24","vni":{}}}{second}]{mtu},"flood":{flood}}}"#,
+                    r#"{{"subnets":[{{"cidr":"10.{number}.0.0/24","vni":{}}}{second}]{mtu},"flood":{flood},"spoof_guard":{guard}}}"#,
                     100 + number
                 );
                 self.etcd.put(&network_key, &value);
@@ -342,6 +347,7 @@ impl World {
             return;
         }
         let flooded = chance.pick(&link.flood.values().flatten().copied().collect::<Vec<_>>()).copied();
+        let rules = rules(chance, overlay.tables.get(&guard_table()));
         let op = match chance.below(15) {
             0 if vxlan => Op::PutFdb { ifindex, mac, dst: IpAddr::from([192, 0, 2, 1]) },
             1 if vxlan => Op::DeleteFdb { ifindex, mac: own_mac, dst: None },
@@ -364,6 +370,7 @@ impl World {
                 kernel.remove_overlay();
                 return;
             }
+            10..12 => Op::ChangeRules(rules),
             _ => Op::SetLink { place, ifindex: index, change },
         };
         let done = kernel.foreign(&op);
@@ -468,6 +475,35 @@ impl World {
     }
 }
 
+/// What somebody does to the table of the guards, or makes in its place.
+fn rules(chance: &mut Chance, table: Option<&Ruleset>) -> Vec<Change> {
+    let table = table.cloned().unwrap_or_else(|| Ruleset::new(guard_table()));
+    let id = table.table.clone();
+    let stranger = || Change::PutChain { table: id.clone(), name: "stranger".into(), chain: Chain::default() };
+    let chains: Vec<_> = table.chains.iter().collect();
+    let Some((name, chain)) = chance.pick(&chains).copied() else {
+        return vec![Change::EnsureTable(id.clone()), stranger()];
+    };
+    let put = |chain| Change::PutChain { table: id.clone(), name: name.clone(), chain };
+    match chance.below(7) {
+        0 => vec![Change::DeleteTable(id.clone())],
+        1 => vec![Change::DeleteChain { table: id.clone(), name: name.clone() }],
+        2 => vec![put(Chain { rules: Vec::new(), ..chain.clone() })],
+        3 => vec![stranger()],
+        4 => {
+            let mut chain = chain.clone();
+            chain.rules.insert(0, Rule::new().accept());
+            vec![put(chain)]
+        }
+        5 => vec![Change::ReplaceTable(Ruleset { foreign: vec!["dormant".into()], ..table })],
+        _ => {
+            let mut table = table;
+            table.chains.values_mut().for_each(|chain| chain.foreign.push("offload".into()));
+            vec![Change::ReplaceTable(table)]
+        }
+    }
+}
+
 /// A kernel in words, without what depends on its history: indices and numbers in names.
 fn picture(kernel: &SimKernel) -> Vec<String> {
     let mut lines = Vec::new();
@@ -521,6 +557,9 @@ fn picture(kernel: &SimKernel) -> Vec<String> {
         }
     }
     lines.extend(forwarding);
+    lines.extend(overlay.tables.values().map(|table| format!("table {} {:?}", table.table, table.foreign)));
+    let chains = overlay.tables.values().flat_map(|table| &table.chains);
+    lines.extend(chains.map(|(name, chain)| format!("chain {name} {chain:?}")));
     lines.sort();
     lines
 }
@@ -565,6 +604,9 @@ fn simulate(seed: u64, foreign_writers: bool) {
             assert!(engine.in_sync(), "seed {seed}: {name} {:#?}", engine.summary());
         }
         if !foreign_writers {
+            for kernel in host.kernels.values() {
+                assert_eq!(kernel.unguarded, Vec::<String>::new(), "seed {seed}: ports without their guard");
+            }
             assert_eq!(host.drift, [], "seed {seed}: drift without a foreign write");
         }
     }

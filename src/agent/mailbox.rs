@@ -215,7 +215,10 @@ mod tests {
     #[test]
     fn a_drop_is_never_merged_into_what_comes_after_it() {
         let mailbox = Mailbox::new().unwrap();
-        let spec = Arc::new(NetworkSpec { name: "n".parse().unwrap(), segments: Vec::new() });
+        let name = "n".parse().unwrap();
+        let spec =
+            NetworkSpec { name, segments: Vec::new(), spoof_guard: true, chains: std::collections::BTreeMap::new() };
+        let spec = Arc::new(spec);
         mailbox.update(&update(1, &[("a", true)], None), Time::default());
         mailbox.update(&update(2, &[], Some(None)), Time::default());
         mailbox.update(&update(3, &[("b", true)], Some(Some(spec.clone()))), Time::default());

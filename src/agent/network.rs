@@ -18,7 +18,10 @@ use crate::{
     engine::{Answer, Config, Event, Failure, Gateway, Home, Kernel, Network, Op, Query, Reconciler, Time, Turn, turn},
     kernel::{self, NetworkKernel},
     metrics::Metrics,
-    model::Name,
+    model::{
+        Name, guard_table,
+        nft::{Family, TableId},
+    },
 };
 
 /// Effects between two looks at the mailbox.
@@ -59,13 +62,18 @@ impl Shared {
     }
 
     pub(super) fn engine_of(&self, network: &Name) -> Box<dyn Reconciler> {
-        let config = |home| Config { name: network.clone(), home, group: self.group, resync: self.resync };
+        let config = |home, guards| {
+            let (name, group, resync) = (network.clone(), self.group, self.resync);
+            Config { name, home, group, resync, guards, tables: Vec::new() }
+        };
         if *network == Name::host() {
             let home = Home::Host { bridge: self.outside.bridge.clone(), adopt: self.adopt };
-            return Box::new(Gateway::new(config(home), self.outside.clone()));
+            // Other instances on the host have theirs.
+            let guards = TableId::new(Family::Netdev, format!("vtepd-{}", self.instance));
+            return Box::new(Gateway::new(config(home, guards), self.outside.clone()));
         }
         let path = self.netns_dir.join(kernel::netns_file_name(network));
-        Box::new(Network::new(config(Home::Overlay(path))))
+        Box::new(Network::new(config(Home::Overlay(path), guard_table())))
     }
 }
 

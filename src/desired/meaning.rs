@@ -107,7 +107,8 @@ impl Store {
             Some(Segment { vni, tunnel, mtu: self.mtu_of(network, local), gateways, gateway_mac })
         };
         let segments = gateways.into_iter().filter_map(segment).collect();
-        let spec = NetworkSpec { name: name.clone(), segments };
+        let spec =
+            NetworkSpec { name: name.clone(), segments, spoof_guard: network.spoof_guard, chains: BTreeMap::new() };
         Some(told.filter(|told| ***told == spec).map_or_else(|| Arc::new(spec), Arc::clone))
     }
 

@@ -42,7 +42,7 @@ impl OutsideConfig {
         let gateways = self.gateways();
         let gateway_mac = gateways.first().map_or(Mac::ZERO, |gateway| Mac::from_ip(gateway.addr()));
         let segment = Segment { vni: Vni::GATEWAY, tunnel: None, mtu: MTU, gateways, gateway_mac };
-        NetworkSpec { name: Name::host(), segments: vec![segment] }
+        NetworkSpec { name: Name::host(), segments: vec![segment], spoof_guard: false, chains: BTreeMap::new() }
     }
 }
 

@@ -1,8 +1,16 @@
-use std::{collections::BTreeSet, net::IpAddr, path::PathBuf, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    path::PathBuf,
+    sync::Arc,
+};
 
 use ipnet::IpNet;
 
-use crate::model::{EndpointId, Mac, Name, Netns, Route, Vni};
+use crate::model::{
+    EndpointId, Mac, Name, Netns, Route, Vni,
+    nft::{Chain, ChainId},
+};
 
 /// The VXLAN device of a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +45,10 @@ pub struct NetworkSpec {
     pub name: Name,
     /// Its segments, ordered by VNI.
     pub segments: Vec<Segment>,
+    /// Whether each local endpoint may send with its own addresses only.
+    pub spoof_guard: bool,
+    /// Chains of the home's own tables that no endpoint stands for.
+    pub chains: BTreeMap<ChainId, Chain>,
 }
 
 impl NetworkSpec {

@@ -12,6 +12,8 @@ use super::{
     unread::ReadCause,
 };
 
+use crate::model::nft::ChainId;
+
 /// So many acknowledged operations may pass before an object is as desired.
 const NORMAL_ROUNDS: u32 = 4;
 
@@ -107,6 +109,12 @@ impl Network {
             }
             _ => {}
         }
+        if let Op::ChangeRules(changes) = &planned.op {
+            for key in self.rules_changed(changes) {
+                self.settled(&key, now);
+            }
+            return;
+        }
         if matches!(planned.op, Op::ReclaimVni { .. }) {
             return;
         }
@@ -197,6 +205,12 @@ impl Network {
                 self.unread.link(LinkRef::Index(*ifindex), ReadCause::Own);
             }
             Op::ReclaimVni { .. } => {}
+            Op::ChangeRules(_) => {
+                if let Key::Rules(table) | Key::Chain(ChainId { table, .. }) = &planned.key {
+                    self.drift.wrote(Key::Rules(table.clone()));
+                    self.unread.rules(table.clone(), ReadCause::Foreign);
+                }
+            }
             Op::AddLink(_) | Op::SetLink { .. } | Op::DeleteLink { .. } => {
                 if let Key::Link(id) = &planned.key {
                     self.link_written(id, &planned.op, planned.cause);

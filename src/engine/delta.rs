@@ -145,6 +145,11 @@ impl<K: Ord + Clone, D: Fits<O> + PartialEq, O: PartialEq> Table<K, D, O> {
         self.differing.iter()
     }
 
+    /// The objects of a range, in order.
+    pub fn range(&self, range: impl RangeBounds<K>) -> impl Iterator<Item = (&K, &Sides<D, O>)> {
+        self.rows.range(range)
+    }
+
     /// The keys of a range that are observed.
     pub fn observed_in(&self, range: impl RangeBounds<K>) -> Vec<K> {
         self.rows.range(range).filter(|(_, sides)| sides.observed.is_some()).map(|(key, _)| key.clone()).collect()

@@ -204,6 +204,8 @@ impl Network {
             Key::Tunnel(key) => of(self.tunnel_rows(key), key),
             Key::BridgeRow(key) => of(&self.bridge_rows, key),
             Key::Neighbour(key) => of(&self.neighbours, key),
+            Key::Rules(table) => of(&self.tables, table),
+            Key::Chain(id) => of(&self.chains, id),
         }
     }
 
@@ -223,7 +225,8 @@ impl Network {
             return true;
         }
         match key {
-            Key::Netns | Key::Forwarding(_) => false,
+            Key::Netns | Key::Forwarding(_) | Key::Rules(_) => false,
+            Key::Chain(id) => self.chain_lost(id),
             Key::Link(LinkId::Inner(id)) => self.link_missing(&LinkId::Outer(id.clone())),
             Key::Link(LinkId::Bridge(vni)) => self.followed_a_port(*vni),
             Key::Link(id) => self.links.get(id).is_some_and(|sides| self.only_lost_its_bridge(id, sides)),

@@ -43,6 +43,11 @@ impl Network {
             Event::FdbGone(row) => self.hear_fdb(&row, false),
             Event::Neighbour(row) => self.hear_neighbour(&row, true),
             Event::NeighbourGone(row) => self.hear_neighbour(&row, false),
+            Event::Rules(table) => {
+                if self.is_own_table(&table) {
+                    self.unread.rules(table, ReadCause::Foreign);
+                }
+            }
             Event::Inner { nsid, ifindex } => {
                 for id in self.locals_at(nsid) {
                     if self.may_concern(&id, ifindex) {

@@ -7,7 +7,10 @@ use std::{
 
 use ipnet::IpNet;
 
-use crate::model::{EndpointId, Mac, Vni};
+use crate::model::{
+    EndpointId, Mac, Vni,
+    nft::{ChainId, TableId},
+};
 
 /// A link of a network.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -122,6 +125,10 @@ pub enum Key {
     BridgeRow(BridgeRowKey),
     /// A neighbour entry.
     Neighbour(NeighbourKey),
+    /// A table of nftables, apart from its chains.
+    Rules(TableId),
+    /// A chain with its rules.
+    Chain(ChainId),
 }
 
 impl Key {
@@ -135,6 +142,7 @@ impl Key {
             Self::Tunnel(key) if key.dst.is_some() => Kind::Flood,
             Self::Tunnel(_) | Self::BridgeRow(_) => Kind::Fdb,
             Self::Neighbour(_) => Kind::Neighbour,
+            Self::Rules(_) | Self::Chain(_) => Kind::Nat,
         }
     }
 
@@ -171,6 +179,8 @@ impl fmt::Display for Key {
             Self::BridgeRow(BridgeRowKey { vni: Vni::GATEWAY, mac }) => write!(f, "row {mac} of the gateway bridge"),
             Self::BridgeRow(BridgeRowKey { vni, mac }) => write!(f, "bridge row {mac} of VNI {vni}"),
             Self::Neighbour(NeighbourKey { vni, ip, .. }) => write!(f, "neighbour {ip} of VNI {vni}"),
+            Self::Rules(table) => write!(f, "table {table}"),
+            Self::Chain(chain) => write!(f, "chain {chain}"),
         }
     }
 }
@@ -192,7 +202,7 @@ pub enum Kind {
     Neighbour,
     /// Forwarding rows of the flood list.
     Flood,
-    /// Address translation on the host.
+    /// Tables and chains of nftables, whatever they are for: the guards of endpoints' ports, filters, address translation.
     Nat,
 }
 

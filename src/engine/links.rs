@@ -255,6 +255,10 @@ impl Network {
             }
             LinkId::Outer(endpoint) => {
                 self.observe_gone(&LinkId::Inner(endpoint.clone()), cause);
+                // Before Linux 6.16 a chain goes with its device, and nobody is told.
+                if self.chains.observed_of(&self.guard_id(endpoint)).is_some() {
+                    self.unread.rules(self.config.guards.clone(), ReadCause::Own);
+                }
             }
             LinkId::Inner(_) | LinkId::Stray(_) => {}
         }

@@ -11,6 +11,7 @@ use std::{
 use ipnet::IpNet;
 
 use super::{
+    chains::TableSeen,
     delta::{Fits, Table},
     drift::Drift,
     key::{BridgeRowKey, Family, Key, Kind, LinkId, NeighbourKey, TunnelKey},
@@ -25,7 +26,10 @@ use super::{
 };
 use crate::{
     desired::{EndpointSpec, LocalEndpoint, NetworkSpec},
-    model::{EndpointId, Mac, Name, Route, Vni},
+    model::{
+        EndpointId, Mac, Name, Route, Vni,
+        nft::{Chain, ChainId, TableId},
+    },
 };
 
 /// What an engine needs to know of its surroundings.
@@ -39,6 +43,10 @@ pub struct Config {
     pub group: u32,
     /// How often everything is read again without a reason.
     pub resync: Duration,
+    /// The table of nftables for the guards of endpoints' ports. It is ours wholly, whether anything is desired in it or not.
+    pub guards: TableId,
+    /// The other tables that are ours in this way.
+    pub tables: Vec<TableId>,
 }
 
 /// Where a network's bridges and the outer ends of its veth pairs are.
@@ -215,6 +223,10 @@ pub struct Network {
     pub(super) flood_rows: Table<TunnelKey, IpAddr, TunnelSeen>,
     pub(super) bridge_rows: Table<BridgeRowKey, EndpointId, BridgeRowSeen>,
     pub(super) neighbours: Table<NeighbourKey, Mac, NeighbourSeen>,
+    pub(super) tables: Table<TableId, (), TableSeen>,
+    pub(super) chains: Table<ChainId, Chain>,
+    /// The tables that were read since the namespace was found: nothing is changed in others.
+    pub(super) rules_read: BTreeSet<TableId>,
 
     pub(super) unread: Unread,
     pub(super) asked: Option<(Query, ReadCause)>,
@@ -259,6 +271,9 @@ impl Network {
             flood_rows: Table::default(),
             bridge_rows: Table::default(),
             neighbours: Table::default(),
+            tables: Table::default(),
+            chains: Table::default(),
+            rules_read: BTreeSet::new(),
             unread: Unread::of_the_unknown(),
             asked: None,
             asked_inner: None,
@@ -316,7 +331,7 @@ impl Network {
             Home::Overlay(_) => matches!(self.netns, Netns::Absent | Netns::Foreign),
             Home::Host { .. } => {
                 let ours = self.links.iter().any(|(_, sides)| sides.observed.as_ref().is_some_and(|l| !self.adopts(l)));
-                matches!(self.netns, Netns::Ours(_)) && !ours && self.addresses.in_sync()
+                matches!(self.netns, Netns::Ours(_)) && !ours && self.addresses.in_sync() && self.tables.in_sync()
             }
         };
         self.spec.is_none() && nothing_left
@@ -336,6 +351,7 @@ impl Network {
         self.unread.netns.get_or_insert(ReadCause::Foreign);
         if matches!(self.netns, Netns::Ours(_)) {
             self.unread.everything();
+            self.read_all_rules(ReadCause::Foreign);
         }
         for id in self.locals.keys() {
             self.unread.inner(id.clone(), ReadCause::Foreign);
@@ -387,6 +403,8 @@ impl Network {
             && self.flood_rows.in_sync()
             && self.bridge_rows.in_sync()
             && self.neighbours.in_sync()
+            && self.tables.in_sync()
+            && self.chains.in_sync()
             && self.locals.values().all(Local::known)
     }
 
@@ -407,6 +425,8 @@ impl Network {
         count(Kind::Flood, self.flood_rows.desired_len(), self.flood_rows.observed_len());
         count(Kind::Fdb, self.bridge_rows.desired_len(), self.bridge_rows.observed_len());
         count(Kind::Neighbour, self.neighbours.desired_len(), self.neighbours.observed_len());
+        count(Kind::Nat, self.tables.desired_len(), self.tables.observed_len());
+        count(Kind::Nat, self.chains.desired_len(), self.chains.observed_len());
         objects.insert(Kind::Netns, (netns(self.spec.is_some()), netns(matches!(self.netns, Netns::Ours(_)))));
         Summary {
             in_sync: self.in_sync(),

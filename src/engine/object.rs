@@ -81,6 +81,17 @@ pub struct Port {
     pub unicast_flood: bool,
     /// `IFLA_BRPORT_ISOLATED`: exchanges no frames with other isolated ports.
     pub isolated: bool,
+    /// `IFLA_BRPORT_LOCKED` (Linux 5.16): a frame is dropped, before it is forwarded or given to the bridge itself, unless its source
+    /// has a row to this port (`br_handle_frame_finish`, net/bridge/br_input.c). Our static row is one; none is added without
+    /// learning and `mab`, which are off. `None` where the kernel does not know the attribute.
+    pub locked: Option<bool>,
+}
+
+impl Port {
+    /// Whether a port that looks so is as it should be, as far as its kernel can.
+    pub fn is_met_by(self, seen: Self) -> bool {
+        self == Self { locked: seen.locked.or(self.locked), ..seen }
+    }
 }
 
 /// A link as the kernel shows it.

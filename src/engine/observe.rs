@@ -43,6 +43,7 @@ impl Network {
             (Query::NeighbourRows(points), Ok(Answer::Neighbours(rows))) => {
                 self.observe_neighbour_rows(&points, &rows, cause);
             }
+            (Query::Rules(table), Ok(Answer::Rules(ruleset))) => self.observe_rules(&table, ruleset, cause),
             (query, Ok(_)) => {
                 let failure = Failure::new(FailureKind::Torn, "the answer does not belong to the question");
                 self.read_failed(query, cause, failure, now);
@@ -68,7 +69,7 @@ impl Network {
             Query::FdbDump(ifindex) | Query::NeighbourDump(ifindex) => self.look_again(*ifindex),
             Query::FdbRows(points) => points.iter().for_each(|point| self.look_again(point.ifindex)),
             Query::NeighbourRows(points) => points.iter().for_each(|(ifindex, _)| self.look_again(*ifindex)),
-            Query::Netns | Query::Links | Query::Link(_) | Query::Forwarding => {}
+            Query::Netns | Query::Links | Query::Link(_) | Query::Forwarding | Query::Rules(_) => {}
         }
         let gone = failure.kind == FailureKind::NotFound;
         let message = failure.message.clone();
@@ -110,6 +111,7 @@ impl Network {
                 self.unread.links = Some(ReadCause::First);
                 self.unread.forwarding = Some(ReadCause::First);
                 self.unread.all_rows = Some(ReadCause::First);
+                self.read_all_rules(ReadCause::First);
                 for id in self.locals.keys() {
                     self.unread.inner(id.clone(), ReadCause::First);
                 }
@@ -132,6 +134,7 @@ impl Network {
         for id in &links {
             self.observe_gone(id, Cause::Repair);
         }
+        self.lose_rules();
         self.by_index.clear();
         self.observe_forwarding(&[], ReadCause::Own);
         self.refresh_links();

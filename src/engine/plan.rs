@@ -1,6 +1,6 @@
 //! From differences to operations. The plan carries no choices: each operation says all that the kernel needs.
 //!
-//! Order: namespace, links, addresses, rows, routes; what should not be there goes last, and rows that go with their link are not
+//! Order: namespace, chains, links, addresses, rows, routes; what should not be there goes last, and rows that go with their link are not
 //! removed one by one. Each phase is sent, and read where it cannot be known from the acknowledgement, before the next is
 //! planned.
 
@@ -33,16 +33,18 @@ impl Network {
             Self::plan_netns,
             Self::plan_forwarding,
             Self::plan_link_removals,
+            Self::plan_chains,
             Self::plan_links,
             Self::plan_addresses,
             Self::plan_rows,
             Self::plan_routes,
+            Self::plan_chain_removals,
             Self::plan_netns_removal,
         ];
         phases.iter().map(|phase| phase(self, now)).find(|planned| !planned.is_empty()).unwrap_or_default()
     }
 
-    fn held(&self, key: &Key, now: Time) -> bool {
+    pub(super) fn held(&self, key: &Key, now: Time) -> bool {
         // What was written and is not read again yet may be right already.
         self.settling.contains(key) || self.troubles.holds(key, now) || self.drift.holds(key, now)
     }
@@ -221,12 +223,13 @@ impl Network {
             let change = LinkChange { up: (!link.up).then_some(true), ..LinkChange::default() };
             return Some(Op::SetLink { place: Place::Overlay, ifindex: link.ifindex, change });
         }
+        let may_come_up = !matches!(id, LinkId::Outer(endpoint) if !self.guard_stands(endpoint));
         let mut change = LinkChange {
             name: (want.name != link.name).then(|| want.name.clone()),
             mac: (want.mac != link.mac).then_some(want.mac),
             mtu: (want.mtu != link.mtu).then_some(want.mtu),
             group: (want.group != link.group).then_some(want.group),
-            up: (!link.up).then_some(true),
+            up: (!link.up && may_come_up).then_some(true),
             addr_gen_none: !link.addr_gen_none && !matches!(id, LinkId::Inner(_)),
             ..LinkChange::default()
         };
@@ -234,7 +237,8 @@ impl Network {
             // A port comes up only on its bridge.
             let bridge = bridge?;
             change.master = (link.master != Some(bridge)).then_some(bridge);
-            change.port = (change.master.is_some() || link.port != Some(port)).then_some(port);
+            change.port =
+                (change.master.is_some() || !link.port.is_some_and(|seen| port.is_met_by(seen))).then_some(port);
         }
         match (&want.kind, &link.kind) {
             (KindWant::Vxlan { tunnel, .. }, LinkKind::Vxlan(vxlan)) => {

@@ -9,7 +9,10 @@ use super::{
     key::Family,
     object::{Address, FdbRow, Forwarding, InnerAt, InnerState, Link, Neighbour, NetnsState},
 };
-use crate::model::{Mac, Netns, Route};
+use crate::model::{
+    Mac, Netns, Route,
+    nft::{Change, Ruleset, TableId},
+};
 
 /// A network's kernel: its overlay namespace, and through it the ends in its endpoints' namespaces.
 ///
@@ -71,6 +74,8 @@ pub enum Query {
     NeighbourDump(u32),
     /// These entries; those that are not there are missing in the answer. [`Answer::Neighbours`].
     NeighbourRows(Vec<(u32, IpAddr)>),
+    /// One table of nftables in the overlay namespace, whole. Answered by [`Answer::Rules`].
+    Rules(TableId),
 }
 
 /// What the kernel said.
@@ -88,6 +93,8 @@ pub enum Answer {
     Fdb(Vec<FdbRow>),
     /// To [`Query::NeighbourDump`] and [`Query::NeighbourRows`].
     Neighbours(Vec<Neighbour>),
+    /// To [`Query::Rules`]; `None` when there is no such table, or nothing in the kernel that could hold one.
+    Rules(Option<Ruleset>),
 }
 
 /// Something may have changed.
@@ -111,6 +118,8 @@ pub enum Event {
     Neighbour(Neighbour),
     /// A neighbour entry went away.
     NeighbourGone(Neighbour),
+    /// This table of nftables in the overlay namespace, or something in it, changed.
+    Rules(TableId),
     /// A link, address or route changed in the namespace that has this identifier in the overlay namespace.
     Inner {
         /// `NETLINK_LISTEN_ALL_NSID`'s identifier.
@@ -346,6 +355,8 @@ pub enum Op {
         /// The inner address.
         ip: IpAddr,
     },
+    /// Change tables of nftables in the overlay namespace, all of it in one instant or none.
+    ChangeRules(Vec<Change>),
 }
 
 /// What an operation did to its object, as the metrics say it.

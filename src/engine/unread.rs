@@ -14,7 +14,7 @@ use super::{
     time::Time,
 };
 use crate::{
-    model::{EndpointId, stable_hash},
+    model::{EndpointId, nft::TableId, stable_hash},
     retry::Retry,
 };
 
@@ -46,6 +46,7 @@ pub(super) struct Unread {
     pub(super) forwarding: Option<ReadCause>,
     fdb_dumps: BTreeMap<u32, ReadCause>,
     neighbour_dumps: BTreeMap<u32, ReadCause>,
+    rules: BTreeMap<TableId, ReadCause>,
     /// Rows to look up again. Their links are looked at after them, before a difference is judged.
     pub(super) fdb: BTreeSet<FdbPoint>,
     pub(super) neighbours: BTreeSet<(u32, std::net::IpAddr)>,
@@ -95,16 +96,18 @@ impl Unread {
             && self.forwarding.is_none()
             && self.fdb_dumps.is_empty()
             && self.neighbour_dumps.is_empty()
+            && self.rules.is_empty()
             && self.fdb.is_empty()
             && self.neighbours.is_empty()
             && self.all_rows.is_none()
     }
 
-    /// Whether something that every decision rests on was never read: what is not known to be there must not be made again,
+    /// Whether something that every decision rests on was never read (of tables only their chains' do): what is not known to be there must not be made again,
     /// nor what is not known to be desired be taken away.
     pub(super) fn first_outstanding(&self) -> bool {
         let dumps = self.fdb_dumps.values().chain(self.neighbour_dumps.values()).copied();
-        let deferred = self.deferred.iter().map(|deferred| deferred.cause);
+        let rules = |deferred: &&Deferred| matches!(deferred.query, Query::Rules(_));
+        let deferred = self.deferred.iter().filter(|deferred| !rules(deferred)).map(|deferred| deferred.cause);
         let mut causes =
             [self.netns, self.links, self.forwarding, self.all_rows].into_iter().flatten().chain(dumps).chain(deferred);
         causes.any(|cause| cause == ReadCause::First)
@@ -142,6 +145,7 @@ impl Unread {
                 Query::NeighbourDump(ifindex) => self.neighbour_dump(ifindex, cause),
                 Query::FdbRows(points) => self.fdb.extend(points),
                 Query::NeighbourRows(points) => self.neighbours.extend(points),
+                Query::Rules(table) => self.rules(table, cause),
                 // An endpoint's reads are deferred by endpoint, in `looks`.
                 Query::Inner(_) => {}
             }
@@ -193,6 +197,11 @@ impl Unread {
     /// All neighbour entries of a link are to be read.
     pub(super) fn neighbour_dump(&mut self, ifindex: u32, cause: ReadCause) {
         raise(&mut self.neighbour_dumps, ifindex, cause);
+    }
+
+    /// A table of nftables is to be read.
+    pub(super) fn rules(&mut self, table: TableId, cause: ReadCause) {
+        raise(&mut self.rules, table, cause);
     }
 
     pub(super) fn next_look(&self) -> Option<Time> {
@@ -247,6 +256,9 @@ impl Network {
             && !self.config.home.is_host()
         {
             return Some((Query::Forwarding, cause));
+        }
+        if let Some((table, cause)) = self.unread.rules.pop_first() {
+            return Some((Query::Rules(table), cause));
         }
         if let Some(cause) = self.unread.all_rows.take() {
             for (ifindex, id) in &self.by_index {
@@ -318,6 +330,7 @@ const fn kind_of(query: &Query) -> &'static str {
         Query::FdbRows(_) => "FDB rows",
         Query::NeighbourDump(_) => "neighbour table",
         Query::NeighbourRows(_) => "neighbours",
+        Query::Rules(_) => "table of nftables",
     }
 }
 

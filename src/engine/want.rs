@@ -60,6 +60,8 @@ pub enum KindWant {
         bridge: Option<u32>,
         /// It exchanges frames with the bridge alone, and not with other ports of its kind.
         isolated: bool,
+        /// Frames come in from the endpoint's MAC address only.
+        locked: bool,
     },
     /// The endpoint's end of a veth pair.
     Inner {
@@ -75,10 +77,12 @@ impl LinkWant {
             KindWant::Bridge { .. } | KindWant::Inner { .. } => None,
             // The tunnel takes what no endpoint of this host has; with flood off remote endpoints would be unreachable.
             KindWant::Vxlan { bridge, .. } => {
-                Some((*bridge, Port { learning: false, unicast_flood: true, isolated: false }))
+                let port = Port { learning: false, unicast_flood: true, isolated: false, locked: Some(false) };
+                Some((*bridge, port))
             }
-            KindWant::Outer { bridge, isolated } => {
-                Some((*bridge, Port { learning: false, unicast_flood: false, isolated: *isolated }))
+            KindWant::Outer { bridge, isolated, locked } => {
+                let (isolated, locked) = (*isolated, Some(*locked));
+                Some((*bridge, Port { learning: false, unicast_flood: false, isolated, locked }))
             }
         }
     }
@@ -131,7 +135,9 @@ impl Fits<Link> for LinkWant {
             return self.name == link.name && link.up;
         }
         let port_fits = match self.port() {
-            Some((bridge, port)) => bridge.is_some() && link.master == bridge && link.port == Some(port),
+            Some((bridge, port)) => {
+                bridge.is_some() && link.master == bridge && link.port.is_some_and(|seen| port.is_met_by(seen))
+            }
             None => true,
         };
         // IPv6 inside the endpoint's namespace is the endpoint's own affair.
@@ -254,6 +260,7 @@ impl Network {
         };
         let (old, new) = (segments(&self.spec), segments(&spec));
         let before = std::mem::replace(&mut self.spec, spec);
+        self.want_chains_of_spec(before.as_deref());
         self.want_link_locals(before.as_deref());
         for vni in old.keys().chain(new.keys()) {
             let floods = |segment: Option<&Segment>| segment?.tunnel.filter(|t| t.flood).map(|t| t.local);
@@ -318,6 +325,7 @@ impl Network {
                 } else {
                     self.want_link(&LinkId::Outer(id.clone()), None);
                     self.want_link(&LinkId::Inner(id.clone()), None);
+                    self.want_chain(&self.guard_id(id), None);
                 }
             }
         }
@@ -434,7 +442,7 @@ impl Network {
         }
     }
 
-    fn outer_name_of(&self, id: &EndpointId) -> String {
+    pub(super) fn outer_name_of(&self, id: &EndpointId) -> String {
         if self.config.home.is_host() { gateway_port_name(id) } else { outer_name(id) }
     }
 
@@ -479,7 +487,8 @@ impl Network {
     pub(super) fn refresh_local(&mut self, id: &EndpointId) {
         let Some(local) = self.locals.get(id).filter(|local| local.wired()) else { return };
         let local = &local.spec;
-        let Some(segment) = self.spec.as_ref().and_then(|spec| spec.segment(local.vni)) else { return };
+        let Some(spec) = &self.spec else { return };
+        let Some(segment) = spec.segment(local.vni) else { return };
         let own_address = local.addresses.iter().find_map(|net| match net.addr() {
             IpAddr::V4(address) if self.config.home.is_host() => Some(address),
             _ => None,
@@ -489,7 +498,11 @@ impl Network {
             mac: own_address.map_or_else(|| device_mac(&format!("{} {id}", self.config.name)), gateway_port_mac),
             mtu: segment.mtu,
             group: self.config.group,
-            kind: KindWant::Outer { bridge: self.bridge_index(local.vni), isolated: self.config.home.is_host() },
+            kind: KindWant::Outer {
+                bridge: self.bridge_index(local.vni),
+                isolated: self.config.home.is_host(),
+                locked: spec.spoof_guard,
+            },
         };
         let inner = LinkWant {
             name: local.ifname.clone(),
@@ -502,6 +515,7 @@ impl Network {
         };
         self.want_link(&LinkId::Outer(id.clone()), Some(outer));
         self.want_link(&LinkId::Inner(id.clone()), Some(inner));
+        self.refresh_guard(id);
     }
 
     pub(super) fn bridge_index(&self, vni: Vni) -> Option<u32> {

@@ -31,6 +31,7 @@ const IFLA_BR_MCAST_SNOOPING: u16 = 23;
 const IFLA_BRPORT_LEARNING: u16 = 8;
 const IFLA_BRPORT_UNICAST_FLOOD: u16 = 9;
 const IFLA_BRPORT_ISOLATED: u16 = 33;
+const IFLA_BRPORT_LOCKED: u16 = 39;
 const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
 const IN6_ADDR_GEN_MODE_NONE: u8 = 1;
 const IFLA_INFO_KIND: u16 = 1;
@@ -114,6 +115,7 @@ pub(super) fn link(body: &[u8]) -> Option<Link> {
             learning: flag(port, IFLA_BRPORT_LEARNING),
             unicast_flood: flag(port, IFLA_BRPORT_UNICAST_FLOOD),
             isolated: flag(port, IFLA_BRPORT_ISOLATED),
+            locked: attribute(port, IFLA_BRPORT_LOCKED).map(|_| flag(port, IFLA_BRPORT_LOCKED)),
         });
     }
     Some(link)

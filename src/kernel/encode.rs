@@ -263,15 +263,17 @@ pub(super) fn set_link(ifindex: u32, change: &LinkChange) -> Vec<Request> {
         message.attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![none])]));
         requests.push(change_link(message));
     }
-    if let Some(Port { learning, unicast_flood, isolated }) = change.port {
+    if let Some(Port { learning, unicast_flood, isolated, locked }) = change.port {
         let mut message = link(ifindex);
+        let mut data = vec![
+            InfoBridgePort::Learning(learning),
+            InfoBridgePort::UnicastFlood(unicast_flood),
+            InfoBridgePort::Isolated(isolated),
+        ];
+        data.extend(locked.map(InfoBridgePort::Locked));
         message.attributes.push(LinkAttribute::LinkInfo(vec![
             LinkInfo::PortKind(InfoPortKind::Bridge),
-            LinkInfo::PortData(InfoPortData::BridgePort(vec![
-                InfoBridgePort::Learning(learning),
-                InfoBridgePort::UnicastFlood(unicast_flood),
-                InfoBridgePort::Isolated(isolated),
-            ])),
+            LinkInfo::PortData(InfoPortData::BridgePort(data)),
         ]));
         requests.push(change_link(message));
     }

@@ -16,6 +16,7 @@ mod ops;
 mod queries;
 mod reclaim;
 mod routes;
+mod rules;
 mod socket;
 mod underlay;
 mod wire;
@@ -25,6 +26,7 @@ use std::{os::fd::BorrowedFd, path::PathBuf};
 use error::Error;
 use monitor::Monitor;
 use netns::{Found, Held};
+use rules::Rules;
 use socket::RouteSocket;
 
 use crate::{
@@ -76,12 +78,13 @@ struct Overlay {
     netns: Held,
     socket: RouteSocket,
     monitor: Monitor,
+    rules: Rules,
 }
 
 impl Overlay {
     fn open(netns: Held) -> Result<Self, Error> {
-        let (socket, monitor) = netns.enter(|| Ok((RouteSocket::open()?, Monitor::open()?)))?;
-        Ok(Self { netns, socket, monitor })
+        let (socket, monitor, rules) = netns.enter(|| Ok((RouteSocket::open()?, Monitor::open()?, Rules::open())))?;
+        Ok(Self { netns, socket, monitor, rules })
     }
 }
 
@@ -102,7 +105,7 @@ impl NetworkKernel {
     /// [`Self::generation`] has changed: a duplicate must be closed then at once, since it pins the namespace as the socket did.
     /// [`Kernel::events`] has emptied them when it returns nothing.
     pub fn event_fds(&self) -> Vec<BorrowedFd<'_>> {
-        self.overlay.iter().flat_map(|overlay| overlay.monitor.fds()).collect()
+        self.overlay.iter().flat_map(|overlay| overlay.monitor.fds().into_iter().chain(overlay.rules.fd())).collect()
     }
 
     /// Changes whenever the event sockets were opened or closed.
@@ -227,6 +230,7 @@ impl Kernel for NetworkKernel {
             Query::NeighbourRows(points) => {
                 self.overlay().and_then(|overlay| queries::neighbour_rows(&mut overlay.socket, points))
             }
+            Query::Rules(table) => return self.overlay()?.rules.read(table),
         };
         answer.map_err(Failure::from)
     }
@@ -239,6 +243,7 @@ impl Kernel for NetworkKernel {
         let Some(overlay) = &mut self.overlay else { return Vec::new() };
         let drained = overlay.monitor.drain(overlay.socket.port());
         let mut events = drained.events;
+        events.extend(overlay.rules.events());
         for ifindex in drained.ports {
             match queries::one_link(&mut overlay.socket, &LinkRef::Index(ifindex)) {
                 Ok(Some((link, _))) => events.push(Event::Link(link)),

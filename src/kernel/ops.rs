@@ -39,7 +39,7 @@ pub(super) fn apply(kernel: &mut NetworkKernel, ops: &[Op]) -> Vec<Result<(), Fa
         }
     }
     run.flush();
-    run.results.into_iter().map(|result| result.map_err(Failure::from)).collect()
+    run.results
 }
 
 struct Run<'a> {
@@ -47,7 +47,7 @@ struct Run<'a> {
     batch: Vec<Request>,
     /// The endpoint's namespace that the last operation was in.
     inner: Option<(Netns, Held, RouteSocket)>,
-    results: Vec<Result<(), Error>>,
+    results: Vec<Result<(), Failure>>,
 }
 
 impl Run<'_> {
@@ -57,13 +57,17 @@ impl Run<'_> {
             return;
         }
         match self.kernel.overlay() {
-            Ok(overlay) => self.results.extend(overlay.socket.call(&batch).into_iter().map(|result| result.map(drop))),
-            Err(error) => self.results.extend(batch.iter().map(|_| Err(error.clone()))),
+            Ok(overlay) => {
+                let results = overlay.socket.call(&batch).into_iter();
+                self.results.extend(results.map(|result| result.map(drop).map_err(Failure::from)));
+            }
+            Err(error) => self.results.extend(batch.iter().map(|_| Err(error.clone().into()))),
         }
     }
 
-    fn one(&mut self, op: &Op) -> Result<(), Error> {
-        match op {
+    fn one(&mut self, op: &Op) -> Result<(), Failure> {
+        let result = match op {
+            Op::ChangeRules(changes) => return self.kernel.overlay()?.rules.change(changes),
             Op::CreateNetns => self.kernel.create_netns(),
             Op::DeleteNetns => self.kernel.delete_netns(),
             Op::AddLink(new) => self.add_link(new),
@@ -90,7 +94,8 @@ impl Run<'_> {
             | Op::DeleteBridgeRow { .. }
             | Op::PutNeighbour { .. }
             | Op::DeleteNeighbour { .. } => Err(Error::new(Errno::EINVAL, "a row outside its batch")),
-        }
+        };
+        Ok(result?)
     }
 
     /// Removes what may be gone already.

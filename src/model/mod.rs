@@ -1,6 +1,7 @@
 //! The nouns: names, MAC addresses, VNIs, and the records of the store. A value that exists is valid. [`nft`] has
-//! those of nftables.
+//! those of nftables, [`guard`] the chain that keeps an endpoint to its own addresses.
 
+mod guard;
 mod hash;
 mod mac;
 mod name;
@@ -9,6 +10,7 @@ mod record;
 mod route;
 mod vni;
 
+pub use guard::{guard, guard_table};
 pub use hash::stable_hash;
 pub use mac::{InvalidMac, Mac};
 pub use name::{InvalidName, Name};

@@ -5,8 +5,11 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use vtepd::{
-    engine::{Family, InnerAt, LinkChange, NewLink, Op, Place, Port},
-    model::{Mac, Route},
+    engine::{self, InnerAt, LinkChange, NewLink, Op, Place, Port},
+    model::{
+        Mac, Route, guard_table,
+        nft::{Chain, ChainKind, Change, Family, Hook, HookPoint, Policy, Rule, Ruleset, TableId},
+    },
 };
 
 use super::{
@@ -90,7 +93,8 @@ pub fn wiring(twins: &Twins) -> Vec<Op> {
             Role::Bridge => change.mtu = Some(1450),
             Role::Vxlan | Role::Outer => {
                 change.master = bridge;
-                change.port = Some(Port { learning: false, unicast_flood: twin.role == Role::Vxlan, isolated: false });
+                let unicast_flood = twin.role == Role::Vxlan;
+                change.port = Some(Port { learning: false, unicast_flood, isolated: false, locked: Some(true) });
             }
             Role::Inner => change.addr_gen_none = false,
         }
@@ -150,7 +154,7 @@ fn op(chance: &mut Chance, twins: &Twins) -> Op {
         180..440 => set_link(chance, twins),
         440..510 => route(chance, twins),
         510..516 => {
-            let family = if chance.per_mille(500) { Family::V4 } else { Family::V6 };
+            let family = if chance.per_mille(500) { engine::Family::V4 } else { engine::Family::V6 };
             Op::SetForwarding { family, on: chance.per_mille(500) }
         }
         516..620 => {
@@ -172,12 +176,13 @@ fn op(chance: &mut Chance, twins: &Twins) -> Op {
             let put = chance.per_mille(600);
             if put { Op::PutBridgeRow { ifindex, mac } } else { Op::DeleteBridgeRow { ifindex, mac } }
         }
-        820..985 => {
+        820..910 => {
             let (ifindex, ip) = (link(chance, twins, &device), pick(chance, &neighbour_ips()));
             let mac = pick(chance, &endpoint_macs()[..2]);
             let put = chance.per_mille(700);
             if put { Op::PutNeighbour { ifindex, ip, mac } } else { Op::DeleteNeighbour { ifindex, ip } }
         }
+        910..985 => Op::ChangeRules((0..=chance.below(2)).map(|_| change(chance)).collect()),
         985..990 => Op::ReclaimVni { vni: pick(chance, &[256, 257]), port: 4789, group: GROUP },
         990..995 => Op::DeleteNetns,
         _ => Op::CreateNetns,
@@ -197,6 +202,38 @@ fn route(chance: &mut Chance, twins: &Twins) -> Op {
         5..7 if !own => Op::ReplaceRoute { place, ifindex, route },
         _ if own => Op::AddRoute { place, ifindex, route },
         _ => Op::DeleteRoute { place, ifindex, route },
+    }
+}
+
+pub fn tables() -> [TableId; 2] {
+    [guard_table(), TableId::new(Family::Inet, "vtepd")]
+}
+
+/// A chain that has its hook by its name: it is never put where one of that name has another. Its device is there or not.
+fn chain(chance: &mut Chance, table: &TableId, name: &str) -> Chain {
+    let rules = (0..chance.below(3)).map(|n| Rule::new().saddr(IpAddr::from([10, 0, 0, n as u8])).drop()).collect();
+    let device = (table.family == Family::Netdev).then(|| name.to_owned());
+    let point = if device.is_some() { HookPoint::Ingress } else { HookPoint::Forward };
+    let policy = pick(chance, &[Policy::Accept, Policy::Drop]);
+    let hook = Hook { kind: ChainKind::Filter, point, priority: 7, policy, device };
+    Chain { hook: (name != "none").then_some(hook), rules, foreign: Vec::new() }
+}
+
+fn change(chance: &mut Chance) -> Change {
+    let table = pick(chance, &tables());
+    let name = pick(chance, &["veth1", "veth2", "none"]).to_owned();
+    match chance.below(20) {
+        0..6 => Change::EnsureTable(table),
+        6..8 => Change::DeleteTable(table),
+        8 => {
+            let chain = chain(chance, &table, &name);
+            Change::ReplaceTable(Ruleset::new(table).with(name, chain))
+        }
+        9..12 => Change::DeleteChain { table, name },
+        _ => {
+            let chain = chain(chance, &table, &name);
+            Change::PutChain { table, name, chain }
+        }
     }
 }
 
@@ -244,6 +281,7 @@ fn set_link(chance: &mut Chance, twins: &Twins) -> Op {
                     learning: chance.per_mille(500),
                     unicast_flood: chance.per_mille(500),
                     isolated: chance.per_mille(500),
+                    locked: chance.per_mille(700).then(|| chance.per_mille(500)),
                 });
             }
             13 => change.addr_gen_none = true,

@@ -12,7 +12,7 @@ use vtepd::engine::{
 };
 
 use super::{
-    acts::{CONTAINERS, INNER_NAMES, endpoint_macs, neighbour_ips},
+    acts::{CONTAINERS, INNER_NAMES, endpoint_macs, neighbour_ips, tables},
     twins::{Role, Side, Twins, at},
 };
 
@@ -44,6 +44,7 @@ pub fn picture(kernel: &mut dyn Kernel, side: Side, twins: &Twins) -> Picture {
         view.inner(container);
     }
     view.inner("absent");
+    view.rules();
     view.picture
 }
 
@@ -181,6 +182,13 @@ impl View<'_> {
         self.put(format!("entries of h{handle}"), rows.map_err(|failure| failure.kind));
     }
 
+    fn rules(&mut self) {
+        for table in tables() {
+            let shown = self.kernel.read(&Query::Rules(table.clone())).map_err(|failure| failure.kind);
+            self.put(format!("table {table}"), shown);
+        }
+    }
+
     fn inner(&mut self, container: &str) {
         let mut asked: Vec<(String, Option<u32>)> = INNER_NAMES.iter().map(|name| ((*name).to_owned(), None)).collect();
         let ends = self.twins.all.iter().filter(|(_, twin)| twin.alive && twin.container.as_deref() == Some(container));
@@ -237,6 +245,7 @@ pub fn heard(kernel: &mut dyn Kernel, side: Side, twins: &Twins) -> BTreeSet<Str
         Event::Neighbour(row) | Event::NeighbourGone(row) => Some(neighbour_key(&row, &of(row.ifindex))),
         Event::Inner { nsid, .. } => containers.get(&nsid).map(|container| format!("inner {container}")),
         Event::Forwarding(family, _) => Some(format!("forwarding {family:?}")),
+        Event::Rules(table) => Some(format!("table {table}")),
         // Paths are not this kernel's to watch.
         Event::Netns | Event::Path(_) => None,
         Event::Overrun | Event::InnerOverrun => panic!("an overrun"),

@@ -151,7 +151,12 @@ impl Twins {
             | Op::DeleteBridgeRow { ifindex, .. }
             | Op::PutNeighbour { ifindex, .. }
             | Op::DeleteNeighbour { ifindex, .. } => *ifindex = self.index(*ifindex, side),
-            Op::CreateNetns | Op::DeleteNetns | Op::ReclaimVni { .. } | Op::AddLink(_) | Op::SetForwarding { .. } => {}
+            Op::CreateNetns
+            | Op::DeleteNetns
+            | Op::ReclaimVni { .. }
+            | Op::AddLink(_)
+            | Op::SetForwarding { .. }
+            | Op::ChangeRules(_) => {}
         }
         op
     }

@@ -10,6 +10,8 @@
 
 mod docker;
 mod flood;
+mod frames;
+mod guard;
 mod hostile;
 #[path = "../support/hosts.rs"]
 mod hosts;

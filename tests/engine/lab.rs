@@ -1,6 +1,12 @@
 //! One network, its engine, and the simulated kernel under it.
 
-use std::{cell::Cell, collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    cell::Cell,
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
 
 use vtepd::{
     desired::{EndpointSpec, LocalEndpoint, NetworkSpec, RemoteEndpoint, Segment, Tunnel, Update},
@@ -8,7 +14,7 @@ use vtepd::{
         Answer, Config, DriftReason, Event, Failure, FailureKind, Home, Kernel, Kind, Network, Note, Op, Query, Time,
         Turn, turn,
     },
-    model::{EndpointId, Mac, Vni},
+    model::{EndpointId, Mac, Vni, guard_table},
 };
 
 use crate::sim_kernel::{self, SimKernel};
@@ -42,7 +48,8 @@ pub fn spec() -> NetworkSpec {
         gateways: vec!["10.0.0.1/24".parse().unwrap(), "fd00::1/64".parse().unwrap()],
         gateway_mac: Mac::from_ip(ip("10.0.0.1")),
     };
-    NetworkSpec { name: "overlay-demo".parse().unwrap(), segments: vec![segment] }
+    let name = "overlay-demo".parse().unwrap();
+    NetworkSpec { name, segments: vec![segment], spoof_guard: true, chains: BTreeMap::new() }
 }
 
 pub fn local() -> EndpointSpec {
@@ -76,6 +83,8 @@ pub fn engine(resync: Duration) -> Network {
         home: Home::Overlay("/run/netns/vtepd-overlay-demo".into()),
         group: 0x76,
         resync,
+        guards: guard_table(),
+        tables: Vec::new(),
     })
 }
 

@@ -11,6 +11,7 @@
 
 mod faults;
 mod flood;
+mod guard;
 mod host;
 #[allow(unreachable_pub, reason = "shared by the parts of this test")]
 mod lab;

@@ -93,7 +93,7 @@ pub(crate) fn datapath() -> (NetworkKernel, u32, u32) {
     let (br0, vxlan1) = (link(&mut kernel, "br0").ifindex, link(&mut kernel, "vxlan1").ifindex);
     let change = LinkChange {
         master: Some(br0),
-        port: Some(Port { learning: false, unicast_flood: true, isolated: false }),
+        port: Some(Port { learning: false, unicast_flood: true, isolated: false, locked: Some(false) }),
         addr_gen_none: true,
         up: Some(true),
         ..LinkChange::default()

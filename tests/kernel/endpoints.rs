@@ -23,7 +23,7 @@ fn a_veth_pair_stands_in_both_namespaces_by_one_message() {
     run("ip netns add test1");
     do_all(&mut kernel, &[Op::AddLink(veth("veth2", "test1"))]);
     let outer = link(&mut kernel, "veth2");
-    let port = Port { learning: false, unicast_flood: false, isolated: false };
+    let port = Port { learning: false, unicast_flood: false, isolated: false, locked: Some(false) };
     let change = LinkChange {
         master: Some(br0),
         port: Some(port),

@@ -54,7 +54,7 @@ fn bridge_and_vxlan_device_stand_as_the_witness_shows() {
             group: GROUP,
             addr_gen_none: true,
             kind: LinkKind::Vxlan(expected),
-            port: Some(Port { learning: false, unicast_flood: true, isolated: false }),
+            port: Some(Port { learning: false, unicast_flood: true, isolated: false, locked: Some(false) }),
         }
     );
     assert_eq!((&links[1].kind, links[1].up), (&LinkKind::Bridge { mcast_snooping: false }, true));

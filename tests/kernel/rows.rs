@@ -140,7 +140,7 @@ fn a_bridge_row_is_static_and_is_found_by_its_bridge_wherever_it_points() {
     let (one, two) = (link(&mut kernel, "veth2").ifindex, link(&mut kernel, "veth3").ifindex);
     let port = LinkChange {
         master: Some(br0),
-        port: Some(Port { learning: false, unicast_flood: false, isolated: false }),
+        port: Some(Port { learning: false, unicast_flood: false, isolated: false, locked: Some(false) }),
         up: Some(true),
         ..LinkChange::default()
     };

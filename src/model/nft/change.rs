@@ -58,7 +58,7 @@ impl Ruleset {
 
 impl Chain {
     /// Whether a chain can be changed to the other without deleting it.
-    fn can_become(&self, other: &Self) -> bool {
+    pub fn can_become(&self, other: &Self) -> bool {
         let same_hook = match (&self.hook, &other.hook) {
             (None, None) => true,
             (Some(hook), Some(other)) => Hook::is_at(hook, other),

@@ -12,4 +12,4 @@ mod ruleset;
 pub use change::Change;
 pub use expression::{Base, Comparison, Expression, Meta, Verdict};
 pub use rule::Rule;
-pub use ruleset::{Chain, ChainKind, Family, Hook, HookPoint, Policy, Ruleset, TableId};
+pub use ruleset::{Chain, ChainId, ChainKind, Family, Hook, HookPoint, Policy, Ruleset, TableId};

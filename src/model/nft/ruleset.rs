@@ -48,6 +48,21 @@ impl fmt::Display for TableId {
     }
 }
 
+/// What tells a chain from the others of a network namespace. It is shown as `nft` writes it, `netdev vtepd veth0`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ChainId {
+    /// Its table.
+    pub table: TableId,
+    /// Its name, of at most 127 bytes.
+    pub name: String,
+}
+
+impl fmt::Display for ChainId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.table, self.name)
+    }
+}
+
 /// A table with all its chains: what should stand, or what stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ruleset {

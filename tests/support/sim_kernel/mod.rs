@@ -9,6 +9,7 @@ mod links;
 mod reads;
 mod routes;
 mod rows;
+mod rules;
 mod setlink;
 
 use std::{
@@ -19,7 +20,10 @@ use std::{
 use ipnet::IpNet;
 use vtepd::{
     engine::{Answer, Event, Failure, FailureKind, Family, Forwarding, Kernel, Link, Op, Place, Query},
-    model::{Mac, Netns},
+    model::{
+        Mac, Netns,
+        nft::{Ruleset, TableId},
+    },
 };
 
 pub use chance::{Chance, Faults};
@@ -55,6 +59,7 @@ pub struct SimNetns {
     pub inode: u64,
     pub links: BTreeMap<u32, SimLink>,
     pub forwarding: BTreeMap<Family, Forwarding>,
+    pub tables: BTreeMap<TableId, Ruleset>,
     next_index: u32,
     /// Whether links start without IPv6 address generation.
     quiet: bool,
@@ -75,6 +80,8 @@ pub struct SimKernel {
     pub capacity: usize,
     /// The sysctl: with the first IPv4 address of a subnet the others of that subnet go, unless it is set.
     pub promote_secondaries: bool,
+    /// Locked ports that the agent brought up while there was no chain of their name that would drop anything.
+    pub unguarded: Vec<String>,
     /// What stands at the path is open: only then do operations and reads reach it, and events come.
     open: bool,
     /// A namespace that was deleted while it was open lives on until it is closed, and takes all operations until then.
@@ -115,6 +122,7 @@ impl SimKernel {
             log: Vec::new(),
             capacity: 4096,
             promote_secondaries: true,
+            unguarded: Vec::new(),
             open: false,
             held: None,
             queue: VecDeque::new(),
@@ -334,6 +342,7 @@ impl SimKernel {
             Op::DeleteBridgeRow { ifindex, mac } => self.delete_bridge_row(*ifindex, *mac),
             Op::PutNeighbour { ifindex, ip, mac } => self.put_neighbour(*ifindex, *ip, *mac),
             Op::DeleteNeighbour { ifindex, ip } => self.delete_neighbour(*ifindex, *ip),
+            Op::ChangeRules(changes) => self.change_rules(changes),
         }
     }
 }

@@ -44,6 +44,7 @@ impl SimKernel {
                 }
                 Answer::Neighbours(rows)
             }
+            Query::Rules(table) => Answer::Rules(self.opened()?.tables.get(table).cloned()),
         })
     }
 

@@ -63,9 +63,14 @@ impl SimKernel {
             if link.link.master.is_none() {
                 return Err(refused("not a port"));
             }
-            link.link.port = Some(port);
+            // What is not said stays.
+            let locked = port.locked.or(link.link.port.and_then(|port| port.locked));
+            link.link.port = Some(Port { locked, ..port });
         }
         if change.up == Some(true) {
+            if *place == Place::Overlay && !self.by_others {
+                self.look_for_guard(ifindex)?;
+            }
             self.at(place, ifindex)?.link.up = true;
         }
         Ok(())
@@ -155,7 +160,8 @@ impl SimKernel {
         }
         let link = self.in_overlay(ifindex)?;
         link.link.master = Some(master);
-        link.link.port = Some(Port { learning: true, unicast_flood: true, isolated: false });
+        let port = Port { learning: true, unicast_flood: true, isolated: false, locked: Some(false) };
+        link.link.port = Some(port);
         self.adjust_mtu(master);
         Ok(())
     }
