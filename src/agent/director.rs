@@ -227,7 +227,7 @@ impl Director {
             self.running.get(name).into_iter().for_each(|running| running.mailbox.hold(true));
         }
         let released = std::mem::replace(&mut self.held, held.into_keys().collect());
-        let outside = self.outside.follow(&updates).map(|update| (Name::host(), update));
+        let outside = self.outside.follow(&updates, &self.store.vxlan_ports()).map(|update| (Name::host(), update));
         for (name, update) in updates.into_iter().chain(outside) {
             self.give(&name, &update, received)?;
         }

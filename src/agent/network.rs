@@ -62,18 +62,21 @@ impl Shared {
     }
 
     pub(super) fn engine_of(&self, network: &Name) -> Box<dyn Reconciler> {
-        let config = |home, guards| {
+        let config = |home, guards, tables| {
             let (name, group, resync) = (network.clone(), self.group, self.resync);
-            Config { name, home, group, resync, guards, tables: Vec::new() }
+            Config { name, home, group, resync, guards, tables }
         };
         if *network == Name::host() {
             let home = Home::Host { bridge: self.outside.bridge.clone(), adopt: self.adopt };
             // Other instances on the host have theirs.
             let guards = TableId::new(Family::Netdev, format!("vtepd-{}", self.instance));
-            return Box::new(Gateway::new(config(home, guards), self.outside.clone()));
+            return Box::new(Gateway::new(
+                config(home, guards, vec![self.outside.table.clone()]),
+                self.outside.clone(),
+            ));
         }
         let path = self.netns_dir.join(kernel::netns_file_name(network));
-        Box::new(Network::new(config(Home::Overlay(path), guard_table())))
+        Box::new(Network::new(config(Home::Overlay(path), guard_table(), Vec::new())))
     }
 }
 

@@ -10,6 +10,7 @@ use crate::{
     agent::Owner,
     desired::OutsideConfig,
     etcd::{self, Tls},
+    model::nft::{Family, TableId},
 };
 
 /// How log lines look.
@@ -113,7 +114,8 @@ impl Instance {
         let Self { instance, run_dir, link_group, gateway_bridge } = self.clone();
         // Without a way outside what an earlier agent made for one is still to be found.
         let bridge = if self.has_outside() { gateway_bridge } else { DEFAULT_BRIDGE.to_owned() };
-        Owner { instance, run_dir, link_group, outside: OutsideConfig { bridge, subnet, subnet6 } }
+        let table = TableId::new(Family::Inet, format!("vtepd-{instance}"));
+        Owner { instance, run_dir, link_group, outside: OutsideConfig { bridge, subnet, subnet6, table } }
     }
 
     /// Whether there is to be a way outside.

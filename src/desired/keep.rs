@@ -73,6 +73,15 @@ impl Store {
         let Some(state) = self.networks.get_mut(&network) else { return false };
         let before = std::mem::replace(&mut state.record, new);
         self.docker.renamed |= before.is_some() != state.record.is_some();
+        if let Some(held) = &state.record {
+            *self.ports.entry(held.value.port).or_default() += 1;
+        }
+        if let Some(held) = &before
+            && let Some(count) = self.ports.get_mut(&held.value.port)
+        {
+            *count -= 1;
+            self.ports.retain(|_, count| *count > 0);
+        }
         if let Some(held) = &before {
             self.heads.leave(&held.rank, &segment_claims(&held.value));
             self.losers.remove(&held.rank);

@@ -11,8 +11,15 @@ use std::{
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{EndpointSpec, LocalEndpoint, NetworkSpec, OutsideEndpoint, Segment, Update};
-use crate::model::{EndpointId, Mac, Name, Netns, Vni, stable_hash};
+use crate::model::{
+    EndpointId, Mac, Name, Netns, Vni,
+    nft::{Chain, ChainId, ChainKind, Hook, HookPoint, Policy, Rule, TableId},
+    stable_hash,
+};
 
+/// `NF_IP_PRI_FILTER` and `NF_IP_PRI_NAT_SRC`, include/uapi/linux/netfilter_ipv4.h.
+const FILTER: i32 = 0;
+const SOURCE_NAT: i32 = 100;
 /// MTU of the gateway bridge and of all that hangs on it, in bytes: Ethernet's.
 const MTU: u32 = 1500;
 
@@ -25,6 +32,8 @@ pub struct OutsideConfig {
     pub subnet: Ipv4Net,
     /// Its IPv6 subnet, where there is one; the bridge has the first address.
     pub subnet6: Option<Ipv6Net>,
+    /// The table for masquerade and guards.
+    pub table: TableId,
 }
 
 impl OutsideConfig {
@@ -38,11 +47,36 @@ impl OutsideConfig {
         subnets.into_iter().flatten().filter_map(|net| IpNet::new(first(net), net.prefix_len()).ok()).collect()
     }
 
-    fn spec(&self) -> NetworkSpec {
+    fn spec(&self, ports: &BTreeSet<u16>) -> NetworkSpec {
         let gateways = self.gateways();
         let gateway_mac = gateways.first().map_or(Mac::ZERO, |gateway| Mac::from_ip(gateway.addr()));
         let segment = Segment { vni: Vni::GATEWAY, tunnel: None, mtu: MTU, gateways, gateway_mac };
-        NetworkSpec { name: Name::host(), segments: vec![segment], spoof_guard: false, chains: BTreeMap::new() }
+        NetworkSpec { name: Name::host(), segments: vec![segment], spoof_guard: true, chains: self.chains(ports) }
+    }
+}
+
+impl OutsideConfig {
+    /// What leaves by another link gets the host's address. From the bridge nothing goes back into it, by which its ports' isolation
+    /// could be bypassed; and nothing to the ports that VXLAN is heard at, or whoever is behind the bridge could send frames into any
+    /// overlay, with the host's address for a source.
+    fn chains(&self, ports: &BTreeSet<u16>) -> BTreeMap<ChainId, Chain> {
+        let from_bridge = || Rule::new().iifname(&self.bridge);
+        let no_tunnels = || ports.iter().map(|port| from_bridge().udp_dport(*port).drop());
+        let back = from_bridge().oifname(&self.bridge).drop();
+        let v4 = Rule::new().inet_ipv4().saddr_in(self.subnet.into());
+        let v6 = self.subnet6.map(|subnet| Rule::new().inet_ipv6().saddr_in(subnet.into()));
+        let masquerade = [Some(v4), v6].into_iter().flatten();
+        let masquerade = masquerade.map(|rule| rule.oifname_not(&self.bridge).masquerade()).collect();
+        let chain = |kind, point, priority, rules| {
+            Chain::new(Hook { kind, point, priority, policy: Policy::Accept, device: None }, rules)
+        };
+        let chains = [
+            ("input", chain(ChainKind::Filter, HookPoint::Input, FILTER, no_tunnels().collect())),
+            ("forward", chain(ChainKind::Filter, HookPoint::Forward, FILTER, no_tunnels().chain([back]).collect())),
+            ("postrouting", chain(ChainKind::Nat, HookPoint::Postrouting, SOURCE_NAT, masquerade)),
+        ];
+        let id = |name: &str| ChainId { table: self.table.clone(), name: name.to_owned() };
+        chains.into_iter().map(|(name, chain)| (id(name), chain)).collect()
     }
 }
 
@@ -74,16 +108,19 @@ pub struct Outside {
     spaces: BTreeMap<PathBuf, BTreeSet<(Name, EndpointId)>>,
     /// What was told, by namespace: the interface's name.
     told: BTreeMap<PathBuf, String>,
+    /// The UDP ports that VXLAN is heard at, as they were told.
+    ports: BTreeSet<u16>,
 }
 
 impl Outside {
     /// A stage that has heard of no endpoint; without a configuration nobody gets outside.
     pub const fn new(config: Option<OutsideConfig>) -> Self {
-        Self { config, ends: BTreeMap::new(), spaces: BTreeMap::new(), told: BTreeMap::new() }
+        Self { config, ends: BTreeMap::new(), spaces: BTreeMap::new(), told: BTreeMap::new(), ports: BTreeSet::new() }
     }
 
-    /// Takes what the networks are told, and gives what the gateway bridge is to be told; nothing where that is no news.
-    pub fn follow(&mut self, updates: &BTreeMap<Name, Update>) -> Option<Update> {
+    /// Takes what the networks are told, and the UDP ports that VXLAN is heard at anywhere; gives what the gateway bridge is to be
+    /// told, and nothing where that is no news.
+    pub fn follow(&mut self, updates: &BTreeMap<Name, Update>, ports: &BTreeSet<u16>) -> Option<Update> {
         let config = self.config.clone()?;
         let mut touched = BTreeSet::new();
         let mut revision = 0;
@@ -117,14 +154,19 @@ impl Outside {
                 None => self.told.remove(&netns),
             };
         }
-        if endpoints.is_empty() {
-            return None;
+        let other_ports = self.ports != *ports;
+        if other_ports {
+            self.ports.clone_from(ports);
         }
         let spec = match (had_any, !self.told.is_empty()) {
-            (false, true) => Some(Some(Arc::new(config.spec()))),
+            (false, true) => Some(Some(Arc::new(config.spec(ports)))),
+            (true, true) if other_ports => Some(Some(Arc::new(config.spec(ports)))),
             (true, false) => Some(None),
             _ => None,
         };
+        if endpoints.is_empty() && spec.is_none() {
+            return None;
+        }
         // What is dropped as a whole needs no word on its parts.
         let endpoints = if spec == Some(None) { Vec::new() } else { endpoints };
         Some(Update { revision, spec, endpoints })

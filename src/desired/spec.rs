@@ -52,6 +52,11 @@ pub struct NetworkSpec {
 }
 
 impl NetworkSpec {
+    /// The gateway addresses of all segments.
+    pub fn gateways(&self) -> impl Iterator<Item = &IpNet> {
+        self.segments.iter().flat_map(|segment| &segment.gateways)
+    }
+
     /// The segment with this VNI.
     pub fn segment(&self, vni: Vni) -> Option<&Segment> {
         self.segments.iter().find(|segment| segment.vni == vni)

@@ -74,6 +74,8 @@ pub struct Store {
     pub(super) identity: Option<Held<String>>,
     pub(super) approvals: BTreeMap<Name, Held<i64>>,
     pub(super) docker: Docker,
+    /// How many networks each UDP port is given by.
+    pub(super) ports: BTreeMap<u16, usize>,
     /// What changes since the last update.
     pub(super) batch: Batch,
 }
@@ -136,8 +138,14 @@ impl Store {
             identity: None,
             approvals: BTreeMap::new(),
             docker: Docker::default(),
+            ports: BTreeMap::new(),
             batch: Batch::default(),
         }
+    }
+
+    /// The UDP ports that VXLAN is heard at on some node, the usual one among them.
+    pub fn vxlan_ports(&self) -> BTreeSet<u16> {
+        self.ports.keys().copied().chain([schema::DEFAULT_PORT]).collect()
     }
 
     /// Everything that stands below the native prefix at this revision. What it omits is deleted.

@@ -11,7 +11,7 @@ use super::{
     time::Time,
     unread::ReadCause,
 };
-use crate::model::{EndpointId, Mac, Netns};
+use crate::model::{EndpointId, Mac, Netns, nft};
 
 impl Network {
     /// Takes an event.
@@ -35,7 +35,8 @@ impl Network {
             }
             Event::Forwarding(family, on) => {
                 let seen = self.forwarding.observed_of(&family);
-                if seen != on.then_some(&Forwarding::Everywhere) {
+                let ours = !self.config.home.is_host() || self.forwarding.desired_of(&family).is_some();
+                if ours && seen != on.then_some(&Forwarding::Everywhere) {
                     self.unread.forwarding = self.unread.forwarding.max(Some(ReadCause::Foreign));
                 }
             }
@@ -46,6 +47,8 @@ impl Network {
             Event::Rules(table) => {
                 if self.is_own_table(&table) {
                     self.unread.rules(table, ReadCause::Foreign);
+                } else if self.config.home.is_host() && table.family != nft::Family::Netdev {
+                    self.unread.barriers = true;
                 }
             }
             Event::Inner { nsid, ifindex } => {

@@ -7,6 +7,7 @@
 //! side ([`Network::applied`]). [`turn`] runs rounds against a [`Kernel`] until there is nothing left to do.
 
 mod applied;
+mod barriers;
 mod chains;
 mod delta;
 mod drift;

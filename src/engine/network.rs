@@ -225,6 +225,8 @@ pub struct Network {
     pub(super) neighbours: Table<NeighbourKey, Mac, NeighbourSeen>,
     pub(super) tables: Table<TableId, (), TableSeen>,
     pub(super) chains: Table<ChainId, Chain>,
+    /// Why packets of the gateway bridge do not pass somebody else's chains.
+    pub(super) barriers: Vec<String>,
     /// The tables that were read since the namespace was found: nothing is changed in others.
     pub(super) rules_read: BTreeSet<TableId>,
 
@@ -273,6 +275,7 @@ impl Network {
             neighbours: Table::default(),
             tables: Table::default(),
             chains: Table::default(),
+            barriers: Vec::new(),
             rules_read: BTreeSet::new(),
             unread: Unread::of_the_unknown(),
             asked: None,
@@ -352,6 +355,7 @@ impl Network {
         if matches!(self.netns, Netns::Ours(_)) {
             self.unread.everything();
             self.read_all_rules(ReadCause::Foreign);
+            self.unread.barriers = self.config.home.is_host();
         }
         for id in self.locals.keys() {
             self.unread.inner(id.clone(), ReadCause::Foreign);
@@ -405,6 +409,7 @@ impl Network {
             && self.neighbours.in_sync()
             && self.tables.in_sync()
             && self.chains.in_sync()
+            && self.barred().next().is_none()
             && self.locals.values().all(Local::known)
     }
 
@@ -464,6 +469,6 @@ impl Network {
             }),
             _ => None,
         });
-        self.troubles.blocked().chain(self.unread.blocked()).chain(refused).collect()
+        self.troubles.blocked().chain(self.unread.blocked()).chain(refused).chain(self.barred()).collect()
     }
 }

@@ -43,6 +43,7 @@ impl Network {
             (Query::NeighbourRows(points), Ok(Answer::Neighbours(rows))) => {
                 self.observe_neighbour_rows(&points, &rows, cause);
             }
+            (Query::Barriers, Ok(Answer::Barriers(tables))) => self.observe_barriers(&tables),
             (Query::Rules(table), Ok(Answer::Rules(ruleset))) => self.observe_rules(&table, ruleset, cause),
             (query, Ok(_)) => {
                 let failure = Failure::new(FailureKind::Torn, "the answer does not belong to the question");
@@ -69,7 +70,7 @@ impl Network {
             Query::FdbDump(ifindex) | Query::NeighbourDump(ifindex) => self.look_again(*ifindex),
             Query::FdbRows(points) => points.iter().for_each(|point| self.look_again(point.ifindex)),
             Query::NeighbourRows(points) => points.iter().for_each(|(ifindex, _)| self.look_again(*ifindex)),
-            Query::Netns | Query::Links | Query::Link(_) | Query::Forwarding | Query::Rules(_) => {}
+            Query::Netns | Query::Links | Query::Link(_) | Query::Forwarding | Query::Barriers | Query::Rules(_) => {}
         }
         let gone = failure.kind == FailureKind::NotFound;
         let message = failure.message.clone();
@@ -110,6 +111,7 @@ impl Network {
                 self.troubles.over(&Key::Netns);
                 self.unread.links = Some(ReadCause::First);
                 self.unread.forwarding = Some(ReadCause::First);
+                self.unread.barriers = self.config.home.is_host();
                 self.unread.all_rows = Some(ReadCause::First);
                 self.read_all_rules(ReadCause::First);
                 for id in self.locals.keys() {

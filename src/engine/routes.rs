@@ -11,7 +11,7 @@ use super::{
     delta::{Cause, Fits},
     ends::on_link,
     key::{Family, Key, LinkId},
-    network::{Local, Network},
+    network::{Local, Netns as Found, Network},
     object::{Forwarding, RouteRow},
     plan::{BATCH, Planned},
     seam::{Action, Op},
@@ -106,13 +106,17 @@ impl Network {
 
     /// Sets whether the namespace is to forward.
     pub(super) fn want_forwarding(&mut self) {
-        if self.config.home.is_host() {
-            return;
-        }
+        let on_host = self.config.home.is_host();
         for family in Family::ALL {
-            let on = self.spec.as_ref().is_some_and(|spec| routed(spec, family));
+            let led_outside = |spec: &NetworkSpec| spec.gateways().any(|gateway| Family::of(gateway.addr()) == family);
+            let on =
+                self.spec.as_ref().is_some_and(|spec| if on_host { led_outside(spec) } else { routed(spec, family) });
             if self.forwarding.want(&family, on.then_some(Forwarding::Everywhere)) {
                 self.desired_moved(&Key::Forwarding(family));
+                // What the host did by itself was not looked at.
+                if on_host && matches!(self.netns, Found::Ours(_)) {
+                    self.unread.forwarding = Some(ReadCause::First);
+                }
             }
         }
     }
@@ -173,6 +177,10 @@ impl Network {
     pub(super) fn observe_forwarding(&mut self, seen: &[(Family, Forwarding)], cause: ReadCause) {
         for family in Family::ALL {
             let now = seen.iter().find(|(of, _)| *of == family).map(|(_, forwarding)| *forwarding);
+            // Whether the host forwards otherwise, and from which links, is not ours to say.
+            let wanted = self.forwarding.desired_of(&family).is_some();
+            let now =
+                if self.config.home.is_host() { now.filter(|_| wanted).map(|_| Forwarding::Everywhere) } else { now };
             if self.forwarding.saw(&family, now, cause.into()) && cause == ReadCause::Foreign {
                 self.drift.suspect(Key::Forwarding(family));
             }

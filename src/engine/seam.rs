@@ -74,6 +74,8 @@ pub enum Query {
     NeighbourDump(u32),
     /// These entries; those that are not there are missing in the answer. [`Answer::Neighbours`].
     NeighbourRows(Vec<(u32, IpAddr)>),
+    /// The tables of nftables in the home that have a chain at the forward hook whose policy drops. Answered by [`Answer::Barriers`].
+    Barriers,
     /// One table of nftables in the overlay namespace, whole. Answered by [`Answer::Rules`].
     Rules(TableId),
 }
@@ -93,6 +95,8 @@ pub enum Answer {
     Fdb(Vec<FdbRow>),
     /// To [`Query::NeighbourDump`] and [`Query::NeighbourRows`].
     Neighbours(Vec<Neighbour>),
+    /// To [`Query::Barriers`].
+    Barriers(Vec<Ruleset>),
     /// To [`Query::Rules`]; `None` when there is no such table, or nothing in the kernel that could hold one.
     Rules(Option<Ruleset>),
 }

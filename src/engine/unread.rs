@@ -44,6 +44,8 @@ pub(super) struct Unread {
     pub(super) link: BTreeMap<LinkRef, ReadCause>,
     pub(super) inner: BTreeMap<EndpointId, ReadCause>,
     pub(super) forwarding: Option<ReadCause>,
+    /// Somebody else's chains at the forward hook.
+    pub(super) barriers: bool,
     fdb_dumps: BTreeMap<u32, ReadCause>,
     neighbour_dumps: BTreeMap<u32, ReadCause>,
     rules: BTreeMap<TableId, ReadCause>,
@@ -94,6 +96,7 @@ impl Unread {
             && self.link.is_empty()
             && self.inner.is_empty()
             && self.forwarding.is_none()
+            && !self.barriers
             && self.fdb_dumps.is_empty()
             && self.neighbour_dumps.is_empty()
             && self.rules.is_empty()
@@ -140,6 +143,7 @@ impl Unread {
                 Query::Netns => self.netns = self.netns.max(Some(cause)),
                 Query::Links => self.links = self.links.max(Some(cause)),
                 Query::Link(link) => self.link(link, cause),
+                Query::Barriers => self.barriers = true,
                 Query::Forwarding => self.forwarding = self.forwarding.max(Some(cause)),
                 Query::FdbDump(ifindex) => self.fdb_dump(ifindex, cause),
                 Query::NeighbourDump(ifindex) => self.neighbour_dump(ifindex, cause),
@@ -251,11 +255,11 @@ impl Network {
         if let Some((link, cause)) = self.unread.link.pop_first() {
             return Some((Query::Link(link), cause));
         }
-        // Whether the host forwards is not ours to say.
-        if let Some(cause) = self.unread.forwarding.take()
-            && !self.config.home.is_host()
-        {
+        if let Some(cause) = self.unread.forwarding.take() {
             return Some((Query::Forwarding, cause));
+        }
+        if std::mem::take(&mut self.unread.barriers) {
+            return Some((Query::Barriers, ReadCause::Own));
         }
         if let Some((table, cause)) = self.unread.rules.pop_first() {
             return Some((Query::Rules(table), cause));
@@ -331,6 +335,7 @@ const fn kind_of(query: &Query) -> &'static str {
         Query::NeighbourDump(_) => "neighbour table",
         Query::NeighbourRows(_) => "neighbours",
         Query::Rules(_) => "table of nftables",
+        Query::Barriers => "chains at the forward hook",
     }
 }
 

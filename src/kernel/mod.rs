@@ -30,7 +30,7 @@ use rules::Rules;
 use socket::RouteSocket;
 
 use crate::{
-    engine::{Answer, Event, Failure, Kernel, LinkRef, NetnsId, NetnsState, Op, Query},
+    engine::{Answer, Event, Failure, Family, Kernel, LinkRef, NetnsId, NetnsState, Op, Query},
     model::Name,
 };
 
@@ -169,6 +169,18 @@ impl NetworkKernel {
         self.overlay.as_ref().is_some_and(|overlay| overlay.netns.id == id)
     }
 
+    fn set_forwarding(&mut self, family: Family, on: bool) -> Result<(), Error> {
+        self.overlay()?.netns.enter(|| forwarding::set(family, on))?;
+        if matches!(self.home, Home::Host) {
+            tracing::warn!(
+                ?family,
+                on,
+                "the host forwards from now on, between all its links: the way outside needs it"
+            );
+        }
+        Ok(())
+    }
+
     /// The host's own namespace is always there, and no other comes in its place.
     fn look_at_home(&mut self) -> Result<NetnsId, Error> {
         if let Some(overlay) = &self.overlay {
@@ -231,6 +243,7 @@ impl Kernel for NetworkKernel {
                 self.overlay().and_then(|overlay| queries::neighbour_rows(&mut overlay.socket, points))
             }
             Query::Rules(table) => return self.overlay()?.rules.read(table),
+            Query::Barriers => return self.overlay()?.rules.barriers(),
         };
         answer.map_err(Failure::from)
     }

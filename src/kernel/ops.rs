@@ -8,7 +8,6 @@ use nix::errno::Errno;
 use super::{
     NetworkKernel, encode,
     error::Error,
-    forwarding,
     inner::{self, Opened},
     netns::Held,
     reclaim::{self, Lost},
@@ -80,7 +79,7 @@ impl Run<'_> {
                 self.socket(place)?.call_one(encode::add_address(*ifindex, *net)).map(drop)
             }
             Op::DeleteAddress { place, ifindex, net } => self.delete(place, encode::delete_address(*ifindex, *net)),
-            Op::SetForwarding { family, on } => self.kernel.overlay()?.netns.enter(|| forwarding::set(*family, *on)),
+            Op::SetForwarding { family, on } => self.kernel.set_forwarding(*family, *on),
             Op::AddRoute { place, ifindex, route } => {
                 self.socket(place)?.call_one(routes::add(*ifindex, *route)).map(drop)
             }

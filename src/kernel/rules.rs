@@ -33,6 +33,16 @@ impl Rules {
         }
     }
 
+    /// The tables in which a chain at the forward hook drops by its policy.
+    pub(super) fn barriers(&mut self) -> Result<Answer, Failure> {
+        let Ok((tables, _)) = &mut self.0 else { return Ok(Answer::Barriers(Vec::new())) };
+        let mut barriers = Vec::new();
+        for table in tables.dropping_forward()? {
+            barriers.extend(tables.read(&table)?);
+        }
+        Ok(Answer::Barriers(barriers))
+    }
+
     /// All changes, or none.
     pub(super) fn change(&mut self, changes: &[Change]) -> Result<(), Failure> {
         let (tables, _) = self.0.as_mut().map_err(|failure| failure.clone())?;

@@ -1,4 +1,7 @@
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use nix::errno::Errno;
 
@@ -9,7 +12,7 @@ use super::{
 use crate::{
     engine::Failure,
     kernel::{error::Error, socket::RequestSocket},
-    model::nft::{Change, Ruleset, TableId},
+    model::nft::{Change, Family, Ruleset, TableId},
 };
 
 /// The longest transaction in bytes, some 20,000 rules. In a user namespace `wmem_max` bounds it instead, by default to some 1,000
@@ -70,6 +73,21 @@ impl Tables {
             result = self.read_once(table);
         }
         Ok(result?)
+    }
+
+    /// The tables for IP that have a filter chain at the forward hook whose policy drops.
+    ///
+    /// # Errors
+    /// The kernel refuses, or the dump was torn.
+    pub fn dropping_forward(&mut self) -> Result<BTreeSet<TableId>, Failure> {
+        let mut tables = BTreeSet::new();
+        for family in [Family::Inet, Family::Ip, Family::Ip6] {
+            self.socket.dump(encode::dump_chains(family), |_, body| {
+                let found = decode::chain(body).filter(|(.., chain)| chain.drops_forward());
+                tables.extend(found.map(|(table, ..)| table));
+            })?;
+        }
+        Ok(tables)
     }
 
     fn read_once(&mut self, id: &TableId) -> Result<Option<Ruleset>, Error> {

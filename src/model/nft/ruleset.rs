@@ -104,6 +104,13 @@ impl Chain {
     pub const fn new(hook: Hook, rules: Vec<Rule>) -> Self {
         Self { hook: Some(hook), rules, foreign: Vec::new() }
     }
+
+    /// Whether it filters what passes through, and drops what no rule decides.
+    pub fn drops_forward(&self) -> bool {
+        self.hook.as_ref().is_some_and(|hook| {
+            hook.kind == ChainKind::Filter && hook.point == HookPoint::Forward && hook.policy == Policy::Drop
+        })
+    }
 }
 
 /// Where packets come into a chain, and what becomes of those that no rule decides.

@@ -78,6 +78,8 @@ pub struct SimKernel {
     /// Every operation that was tried, newest last.
     pub log: Vec<Op>,
     pub capacity: usize,
+    /// Somebody else's tables whose chains at the forward hook drop.
+    pub barriers: Vec<vtepd::model::nft::Ruleset>,
     /// The sysctl: with the first IPv4 address of a subnet the others of that subnet go, unless it is set.
     pub promote_secondaries: bool,
     /// Locked ports that the agent brought up while there was no chain of their name that would drop anything.
@@ -121,6 +123,7 @@ impl SimKernel {
             chance: Chance::new(seed),
             log: Vec::new(),
             capacity: 4096,
+            barriers: Vec::new(),
             promote_secondaries: true,
             unguarded: Vec::new(),
             open: false,

@@ -22,6 +22,7 @@ impl SimKernel {
                     None => NetnsState::Absent,
                 })
             }
+            Query::Barriers => Answer::Barriers(self.barriers.clone()),
             Query::Links => self.links(|_| true)?,
             Query::Link(LinkRef::Index(index)) => self.links(|link| link.ifindex == *index)?,
             Query::Link(LinkRef::Name(name)) => self.links(|link| link.name == *name)?,
