@@ -33,7 +33,9 @@ pub fn cleanup(owner: &Owner) -> Result<(Vec<Name>, Vec<Name>), Error> {
     }
     // What the host has goes first: its ports lead into the same containers.
     let all = [Name::host()].into_iter().chain(owned.networks);
-    Ok(all.partition(|network| take_down(network, &shared)))
+    let (gone, left): (Vec<_>, Vec<_>) = all.partition(|network| take_down(network, &shared));
+    // Of the host it is only worth a word what could not be removed.
+    Ok((gone.into_iter().filter(|network| *network != Name::host()).collect(), left))
 }
 
 /// Runs a network's engine, with nothing desired, until nothing is left.
