@@ -1,21 +1,32 @@
 //! The flood list: to which VTEPs frames go that are for everyone, or for nobody known. A network that asks for it has one
 //! row of the all-zero address per VTEP behind which there are endpoints; any other has none.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use super::{
     delta::{Cause, Table},
-    key::{Key, LinkId, TunnelKey},
+    key::{Family, Key, LinkId, NeighbourKey, TunnelKey},
     network::{Network, TunnelSeen},
     plan::Planned,
+    routes::routed,
     seam::{Action, Op},
     time::Time,
     unread::ReadCause,
 };
 use crate::{
-    desired::EndpointSpec,
+    desired::{EndpointSpec, NetworkSpec, Segment},
     model::{Mac, Vni},
 };
+
+/// Whether the bridge, which routes to the address, could not resolve it: without proxy its question goes to the other host, but all
+/// bridges of a segment have one MAC address, and the one over there takes the answer.
+fn cannot_resolve(spec: &NetworkSpec, vni: Vni, ip: IpAddr) -> bool {
+    let floods = spec.segment(vni).and_then(|segment| segment.tunnel).is_some_and(|tunnel| tunnel.flood);
+    floods && routed(spec, Family::of(ip))
+}
 
 impl Network {
     /// The table that a row of a VXLAN device is in.
@@ -38,6 +49,33 @@ impl Network {
             self.vteps.remove(&remote.vtep);
         }
         ((before == 0) != (after == 0)).then_some(remote.vtep)
+    }
+
+    /// Sets what the bridge knows of a remote endpoint by itself: nothing, unless the network floods and is routed.
+    pub(super) fn want_on_bridge(&mut self, vni: Vni, ip: IpAddr, mac: Mac, there: bool) {
+        let wanted = there && self.spec.as_ref().is_some_and(|spec| cannot_resolve(spec, vni, ip));
+        self.want_neighbour(NeighbourKey { vni, on_bridge: true, ip }, mac, wanted);
+    }
+
+    /// The same for all endpoints, where the network came to flood or to be routed, or no longer does.
+    pub(super) fn refresh_bridges_neighbours(&mut self, before: Option<&NetworkSpec>) {
+        let how = |spec: Option<&NetworkSpec>| -> BTreeMap<Vni, [bool; 2]> {
+            let of = |spec: &NetworkSpec, segment: &Segment| {
+                let floods = segment.tunnel.is_some_and(|tunnel| tunnel.flood);
+                (segment.vni, Family::ALL.map(|family| floods && routed(spec, family)))
+            };
+            spec.into_iter().flat_map(|spec| spec.segments.iter().map(move |segment| of(spec, segment))).collect()
+        };
+        if how(before) == how(self.spec.as_deref()) {
+            return;
+        }
+        let remotes = self.endpoints.values().filter_map(|endpoint| match endpoint {
+            EndpointSpec::Remote(remote) => Some((remote.vni, remote.mac, remote.ips.clone())),
+            _ => None,
+        });
+        for (vni, mac, ips) in remotes.collect::<Vec<_>>() {
+            ips.into_iter().for_each(|ip| self.want_on_bridge(vni, ip, mac, true));
+        }
     }
 
     /// Sets the desired rows of these VTEPs in every segment: a host of the network has all of them.

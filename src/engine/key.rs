@@ -52,7 +52,7 @@ pub struct BridgeRowKey {
 pub struct NeighbourKey {
     /// The segment.
     pub vni: Vni,
-    /// On the bridge, where none of ours belong, instead of the VXLAN device.
+    /// On the bridge instead of the VXLAN device: one of ours only where the network floods and is routed.
     pub on_bridge: bool,
     /// The inner address.
     pub ip: IpAddr,
@@ -178,6 +178,9 @@ impl fmt::Display for Key {
             Self::Tunnel(TunnelKey { vni, mac, dst: Some(dst) }) => write!(f, "FDB row {mac} to {dst} of VNI {vni}"),
             Self::BridgeRow(BridgeRowKey { vni: Vni::GATEWAY, mac }) => write!(f, "row {mac} of the gateway bridge"),
             Self::BridgeRow(BridgeRowKey { vni, mac }) => write!(f, "bridge row {mac} of VNI {vni}"),
+            Self::Neighbour(NeighbourKey { vni, ip, on_bridge: true }) => {
+                write!(f, "neighbour {ip} on the bridge of VNI {vni}")
+            }
             Self::Neighbour(NeighbourKey { vni, ip, .. }) => write!(f, "neighbour {ip} of VNI {vni}"),
             Self::Rules(table) => write!(f, "table {table}"),
             Self::Chain(chain) => write!(f, "chain {chain}"),

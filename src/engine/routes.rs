@@ -30,7 +30,7 @@ impl Fits<RouteRow> for Route {
 }
 
 /// The families that the overlay namespace routes: those of which the network has several subnets with a gateway here.
-fn routed(spec: &NetworkSpec, family: Family) -> bool {
+pub(super) fn routed(spec: &NetworkSpec, family: Family) -> bool {
     let gateways = spec.segments.iter().flat_map(|segment| &segment.gateways);
     gateways.filter(|gateway| Family::of(gateway.addr()) == family).count() > 1
 }

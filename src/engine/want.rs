@@ -262,6 +262,7 @@ impl Network {
         let before = std::mem::replace(&mut self.spec, spec);
         self.want_chains_of_spec(before.as_deref());
         self.want_link_locals(before.as_deref());
+        self.refresh_bridges_neighbours(before.as_deref());
         for vni in old.keys().chain(new.keys()) {
             let floods = |segment: Option<&Segment>| segment?.tunnel.filter(|t| t.flood).map(|t| t.local);
             if floods(old.get(vni)) != floods(new.get(vni)) {
@@ -300,10 +301,12 @@ impl Network {
             EndpointSpec::Remote(remote) => {
                 self.set_tunnel(tunnel_of(remote), remote.vtep, wanted);
                 for ip in &remote.ips {
-                    let key = NeighbourKey { vni: remote.vni, on_bridge: false, ip: *ip };
-                    if self.neighbours.want(&key, wanted.then_some(remote.mac)) {
-                        self.desired_moved(&Key::Neighbour(key));
-                    }
+                    self.want_neighbour(
+                        NeighbourKey { vni: remote.vni, on_bridge: false, ip: *ip },
+                        remote.mac,
+                        wanted,
+                    );
+                    self.want_on_bridge(remote.vni, *ip, remote.mac, wanted);
                 }
             }
             // It has no address yet, and so no rows.
@@ -328,6 +331,12 @@ impl Network {
                     self.want_chain(&self.guard_id(id), None);
                 }
             }
+        }
+    }
+
+    pub(super) fn want_neighbour(&mut self, key: NeighbourKey, mac: Mac, wanted: bool) {
+        if self.neighbours.want(&key, wanted.then_some(mac)) {
+            self.desired_moved(&Key::Neighbour(key));
         }
     }
 

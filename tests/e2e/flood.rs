@@ -330,3 +330,37 @@ fn open_vswitch_talks_to_endpoints_of_a_network_that_floods() {
     drop(switch);
     ends_in_order(&lab, agents);
 }
+
+#[test]
+fn between_the_subnets_of_a_network_that_floods_hosts_reach_each_other() {
+    in_private!();
+    let lab = Lab::with_hosts(2).unwrap();
+    let mut agents: Vec<Agent> = lab.hosts.iter().map(|host| start(&lab, host)).collect();
+    registered(&lab, &mut agents);
+    let subnets = r#"{"subnets":[{"cidr":"10.0.0.0/24","vni":256},{"cidr":"10.0.1.0/24","vni":257},
+        {"cidr":"fd00::/64","vni":256},{"cidr":"fd00:1::/64","vni":257}],"flood":true}"#;
+    put(&lab, "networks/demo", subnets);
+    for (number, host) in lab.hosts.iter().enumerate() {
+        host.add_netns("test").unwrap();
+        let (subnet, node) = (["", "1"][number], host.name());
+        let ip = format!(r#"["10.0.{number}.2","fd00:{subnet}::2"]"#).replace("fd00:::2", "fd00::2");
+        put(&lab, &format!("endpoints/demo/{node}/e"), &format!(r#"{{"ip":{ip},"netns":"/run/netns/test"}}"#));
+    }
+    applied(&lab, &mut agents);
+    ping(&lab.hosts[0], "test", "10.0.1.2");
+    ping(&lab.hosts[1], "test", "fd00::2");
+    run(&lab.hosts[0], "ip -n vtepd-demo neigh del 10.0.1.2 dev br1");
+    ping(&lab.hosts[0], "test", "10.0.1.2");
+    // With the network quiet again the bridges resolve what they route to.
+    put(&lab, "networks/demo", &subnets.replace("true", "false"));
+    applied(&lab, &mut agents);
+    ping(&lab.hosts[0], "test", "10.0.1.2");
+    for host in &lab.hosts {
+        assert!(!run(host, "ip -n vtepd-demo neigh show dev br1").contains("PERMANENT"));
+    }
+    restart_without_an_operation(agents, || {
+        let mut agents: Vec<Agent> = lab.hosts.iter().map(|host| start(&lab, host)).collect();
+        applied(&lab, &mut agents);
+        agents
+    });
+}
