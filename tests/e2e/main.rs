@@ -24,3 +24,4 @@ mod seed;
 mod status;
 mod subnets;
 mod underlay;
+mod walkthrough;
