@@ -17,6 +17,7 @@ mod hostile;
 mod hosts;
 mod lab;
 mod on_host;
+mod outside;
 mod random;
 mod repair;
 mod restart;
