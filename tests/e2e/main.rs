@@ -18,6 +18,7 @@ mod hosts;
 mod lab;
 mod on_host;
 mod outside;
+mod outside_traffic;
 mod random;
 mod repair;
 mod restart;

@@ -13,10 +13,10 @@ use crate::{
 };
 
 /// The rest of the world.
-const INTERNET: &str = "203.0.113.9";
+pub(crate) const INTERNET: &str = "203.0.113.9";
 
 /// A namespace behind the host that stands for the rest of the world, with no route to anything behind the host.
-fn add_internet(host: &Host) {
+pub(crate) fn add_internet(host: &Host) {
     host.add_netns("internet").unwrap();
     run(host, "ip link add wan0 type veth peer name eth0 netns internet");
     run(host, "ip addr add 203.0.113.1/24 dev wan0");
@@ -27,7 +27,7 @@ fn add_internet(host: &Host) {
 
 /// Two hosts with an agent each. On the first `a` and `b` are in the network `n`, `c` in `n` and `m`, `i` in an internal one, `d` in `n`
 /// with a default route of its own; on the second `r` is in `n`.
-fn world() -> (Lab, Vec<Agent>) {
+pub(crate) fn world() -> (Lab, Vec<Agent>) {
     let lab = Lab::new().unwrap();
     let (host, other) = (&lab.hosts[0], &lab.hosts[1]);
     for name in ["a", "b", "c", "d", "i"] {
@@ -59,7 +59,7 @@ fn world() -> (Lab, Vec<Agent>) {
     (lab, agents)
 }
 
-fn started(lab: &Lab) -> Vec<Agent> {
+pub(crate) fn started(lab: &Lab) -> Vec<Agent> {
     let mut agents = start_all(lab);
     registered(lab, &mut agents);
     applied(lab, &mut agents);
@@ -78,12 +78,12 @@ fn addresses(host: &Host, netns: &str) -> BTreeMap<String, Vec<String>> {
 }
 
 /// The address of a namespace on the gateway bridge, without its prefix length.
-fn outer_address(host: &Host, netns: &str) -> String {
+pub(crate) fn outer_address(host: &Host, netns: &str) -> String {
     let address = addresses(host, netns)["eth1"][0].clone();
     address.strip_suffix("/16").unwrap().to_owned()
 }
 
-fn ports(host: &Host) -> Vec<String> {
+pub(crate) fn ports(host: &Host) -> Vec<String> {
     let shown = host.ip_json(&words("link show master vtepd-gw")).unwrap();
     shown.as_array().unwrap().iter().map(|link| link["ifname"].as_str().unwrap().to_owned()).collect()
 }
@@ -163,6 +163,12 @@ fn whoever_breaks_the_way_outside_it_is_back_with_the_same_address_and_counted_o
         ("address", "ip addr del 172.18.0.1/16 dev vtepd-gw".to_owned()),
         ("address", format!("ip -n a addr del {address}/16 dev eth1")),
         ("route", "ip -n a route del default".to_owned()),
+        ("nat", "nft delete table inet vtepd-default".to_owned()),
+        ("nat", "nft delete table netdev vtepd-default".to_owned()),
+        ("nat", "nft flush chain inet vtepd-default forward".to_owned()),
+        ("nat", "nft insert rule inet vtepd-default forward accept".to_owned()),
+        ("nat", "nft add chain inet vtepd-default theirs".to_owned()),
+        ("route", "sysctl -qw net.ipv4.ip_forward=0".to_owned()),
         ("route", "ip -n a route replace default via 172.18.0.99 dev eth1 proto 118".to_owned()),
     ];
     for ((kind, breakage), n) in breakages.iter().zip(1..) {
@@ -171,7 +177,7 @@ fn whoever_breaks_the_way_outside_it_is_back_with_the_same_address_and_counted_o
         run(host, breakage);
         drifted(agent, f64::from(n));
         assert_eq!(count(agent, "vtepd_drift_total", &[("kind", kind)]), before + 1.0, "{}", agent.log_tail(20));
-        ping(host, "a", "172.18.0.1");
+        ping(host, "a", INTERNET);
         assert_eq!(["a", "b", "c"].map(|name| outer_address(host, name)).to_vec(), all, "{breakage}");
     }
     restart_without_an_operation(agents, || started(&lab));

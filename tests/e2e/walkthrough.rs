@@ -51,6 +51,7 @@ const DIFFERENCES: &[Difference] = &[
     differs("host", "link port as a port: isolated false", "link port as a port: isolated true", ISOLATED),
     differs("host", "link port as a port: learning true", "link port as a port: learning false", AS_IN_OVERLAY),
     differs("host", "link port as a port: flood true", "link port as a port: flood false", AS_IN_OVERLAY),
+    differs("host", "link port as a port: locked false", "link port as a port: locked true", AS_IN_OVERLAY),
     differs("overlay", "link br0 mcast_snooping 1", "link br0 mcast_snooping 0", QUIET),
     differs("overlay", "", "link vxlan1 local \"{vtep}\"", "DESIGN 4: `local` is its own VTEP"),
     differs("overlay", "link vxlan1 learning true", "link vxlan1 learning false", NO_LEARNING),
