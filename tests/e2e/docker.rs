@@ -16,11 +16,11 @@ const EIDS: [&str; 2] = [
     "b67ef09480c92fb5e8cbd927241474816f11b3bf858d2e32b1397588c77447db",
     "fc8bd3d7e7cd9e8ad07463566bcb877783eb1adc5b019346f92a72e04837bd3f",
 ];
-const SANDBOXES: [&str; 2] = ["dd4530e2782c", "8bbc689974f1"];
-const OVERLAY: &str = "vtepd-d6c35f4f5a";
+pub(crate) const SANDBOXES: [&str; 2] = ["dd4530e2782c", "8bbc689974f1"];
+pub(crate) const OVERLAY: &str = "vtepd-d6c35f4f5a";
 
 /// Every document of the demo, in the order in which it was listed.
-fn documents() -> Vec<(String, String)> {
+pub(crate) fn documents() -> Vec<(String, String)> {
     let line = |line: &str| {
         let line: BTreeMap<String, String> = serde_json::from_str(line).unwrap();
         (line["key"].clone(), line["value"].clone())
@@ -37,7 +37,7 @@ fn put(lab: &Lab, key: &str, value: &str) {
 }
 
 /// A container's namespace, bound where Docker binds it.
-fn add_sandbox(host: &Host, name: &str) {
+pub(crate) fn add_sandbox(host: &Host, name: &str) {
     host.add_netns(name).unwrap();
     let (from, to) = (format!("/run/netns/{name}"), format!("/run/docker/netns/{name}"));
     host.run(&["mkdir", "-p", "/run/docker/netns"]).unwrap();
@@ -78,7 +78,7 @@ fn demo() -> (Lab, Vec<Agent>) {
 }
 
 /// Waits until the agents have applied all that the store has below either prefix.
-fn applied(lab: &Lab, agents: &mut [Agent]) {
+pub(crate) fn applied(lab: &Lab, agents: &mut [Agent]) {
     // A key that means nothing: once it is heard, all before it is.
     let marker = lab.etcd.put(&format!("{PREFIX}/idm/heard"), "x").unwrap();
     hosts::applied_at(marker, &mut *agents);
