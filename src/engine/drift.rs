@@ -86,9 +86,10 @@ impl Drift {
         self.open.contains_key(key)
     }
 
-    /// What is desired of the object changed: whatever it was fought over before is moot.
+    /// What is desired of the object changed: whatever it was fought over before is moot, and so is what it lost before.
     pub(super) fn release(&mut self, key: &Key) {
         self.rewrites.remove(key);
+        self.suspects.remove(key);
     }
 
     /// Whether repairs of this object are spaced out and its time has not come.

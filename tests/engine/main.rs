@@ -9,6 +9,7 @@
     reason = "a test ends where something is not as it should be"
 )]
 
+mod endpoints;
 mod faults;
 mod flood;
 mod guard;
