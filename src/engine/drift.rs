@@ -272,7 +272,8 @@ impl Network {
             self.links.differs(port) && self.link_has(port, |p| p.master == Some(link.ifindex) && p.mtu == link.mtu)
         };
         let vxlan = LinkId::Vxlan(vni);
-        let left = self.link_missing(&vxlan) || self.link_has(&vxlan, |p| p.master != Some(link.ifindex));
+        let left = self.links.desired_of(&vxlan).is_some()
+            && (self.link_missing(&vxlan) || self.link_has(&vxlan, |p| p.master != Some(link.ifindex)));
         healed && link.mtu != want.mtu && (left || ports.into_iter().any(changed))
     }
 

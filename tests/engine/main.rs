@@ -12,6 +12,7 @@
 mod endpoints;
 mod faults;
 mod flood;
+mod gateway;
 mod guard;
 mod host;
 #[allow(unreachable_pub, reason = "shared by the parts of this test")]
