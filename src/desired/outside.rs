@@ -110,12 +110,15 @@ pub struct Outside {
     told: BTreeMap<PathBuf, String>,
     /// The UDP ports that VXLAN is heard at, as they were told.
     ports: BTreeSet<u16>,
+    /// The newest revision that was heard of.
+    revision: i64,
 }
 
 impl Outside {
     /// A stage that has heard of no endpoint; without a configuration nobody gets outside.
     pub const fn new(config: Option<OutsideConfig>) -> Self {
-        Self { config, ends: BTreeMap::new(), spaces: BTreeMap::new(), told: BTreeMap::new(), ports: BTreeSet::new() }
+        let ports = BTreeSet::new();
+        Self { config, ends: BTreeMap::new(), spaces: BTreeMap::new(), told: BTreeMap::new(), ports, revision: 0 }
     }
 
     /// Takes what the networks are told, and the UDP ports that VXLAN is heard at anywhere; gives what the gateway bridge is to be
@@ -123,9 +126,8 @@ impl Outside {
     pub fn follow(&mut self, updates: &BTreeMap<Name, Update>, ports: &BTreeSet<u16>) -> Option<Update> {
         let config = self.config.clone()?;
         let mut touched = BTreeSet::new();
-        let mut revision = 0;
         for (network, update) in updates {
-            revision = revision.max(update.revision);
+            self.revision = self.revision.max(update.revision);
             if update.spec == Some(None) {
                 let gone: Vec<EndpointId> =
                     self.ends.get(network).into_iter().flat_map(BTreeMap::keys).cloned().collect();
@@ -169,7 +171,7 @@ impl Outside {
         }
         // What is dropped as a whole needs no word on its parts.
         let endpoints = if spec == Some(None) { Vec::new() } else { endpoints };
-        Some(Update { revision, spec, endpoints })
+        Some(Update { revision: self.revision, spec, endpoints })
     }
 
     fn set(&mut self, network: &Name, id: &EndpointId, end: Option<End>, touched: &mut BTreeSet<PathBuf>) {
@@ -222,3 +224,6 @@ fn id_of(netns: &Path) -> EndpointId {
     let endpoint = format!("{shown}-{hash:016x}").parse().or_else(|_| format!("netns-{hash:016x}").parse());
     EndpointId { node: Name::host(), endpoint: endpoint.unwrap_or_else(|_| Name::host()) }
 }
+
+#[cfg(test)]
+mod tests;

@@ -225,7 +225,12 @@ impl Network {
                 }
             }
             Op::AddAddress { place, ifindex, .. } | Op::DeleteAddress { place, ifindex, .. } => match &planned.key {
-                Key::Address(LinkId::Inner(endpoint), _) => self.unread.inner(endpoint.clone(), ReadCause::Foreign),
+                Key::Address(id @ LinkId::Inner(endpoint), _) => {
+                    if matches!(planned.op, Op::DeleteAddress { .. }) {
+                        self.address_taken(id);
+                    }
+                    self.unread.inner(endpoint.clone(), ReadCause::Foreign);
+                }
                 _ if *place == Place::Overlay => self.unread.link(LinkRef::Index(*ifindex), ReadCause::Foreign),
                 _ => {}
             },

@@ -86,9 +86,10 @@ impl Drift {
         self.open.contains_key(key)
     }
 
-    /// What is desired of the object changed: whatever it was fought over before is moot.
+    /// What is desired of the object changed: whatever it was fought over before is moot, and so is what it lost before.
     pub(super) fn release(&mut self, key: &Key) {
         self.rewrites.remove(key);
+        self.suspects.remove(key);
     }
 
     /// Whether repairs of this object are spaced out and its time has not come.
@@ -271,7 +272,8 @@ impl Network {
             self.links.differs(port) && self.link_has(port, |p| p.master == Some(link.ifindex) && p.mtu == link.mtu)
         };
         let vxlan = LinkId::Vxlan(vni);
-        let left = self.link_missing(&vxlan) || self.link_has(&vxlan, |p| p.master != Some(link.ifindex));
+        let left = self.links.desired_of(&vxlan).is_some()
+            && (self.link_missing(&vxlan) || self.link_has(&vxlan, |p| p.master != Some(link.ifindex)));
         healed && link.mtu != want.mtu && (left || ports.into_iter().any(changed))
     }
 

@@ -136,13 +136,16 @@ impl Network {
         let inner = LinkId::Inner(id.clone());
         let outer = self.links.observed_of(&LinkId::Outer(id.clone()));
         let on_host = self.locals.get(id).is_some_and(|local| local.spec.netns == Netns::Host);
+        let own_mac = self.locals.get(id).map(|local| local.spec.mac);
         // With the other end in sight, the pair itself says which link it is; without it, only our mark does.
         let is_ours = |link: &Link| match (&link.kind, outer.map(|outer| (outer.ifindex, &outer.kind))) {
             (LinkKind::Veth { peer, .. }, Some((outer, LinkKind::Veth { peer: back, peer_nsid }))) => {
                 *peer == Some(outer) && *back == Some(link.ifindex) && *peer_nsid == nsid
             }
-            // On the host another agent's links may carry the same group.
-            (LinkKind::Veth { .. }, None) => !on_host && link.group == self.config.group,
+            // On the host another agent's links may carry the same group, and elsewhere another endpoint's do, which are in use.
+            (LinkKind::Veth { .. }, None) => {
+                !on_host && link.group == self.config.group && own_mac == Some(link.mac) && !self.is_paired(link, nsid)
+            }
             _ => false,
         };
         match link.filter(|found| is_ours(&found.link)) {
@@ -162,6 +165,13 @@ impl Network {
                 self.observe_gone(&inner, cause.into());
             }
         }
+    }
+
+    /// Whether the other end of a link in an endpoint's namespace is in sight.
+    fn is_paired(&self, link: &Link, nsid: Option<i32>) -> bool {
+        let LinkKind::Veth { peer: Some(outer), .. } = link.kind else { return false };
+        let outer = self.by_index.get(&outer).and_then(|id| self.links.observed_of(id));
+        outer.is_some_and(|outer| outer.kind == LinkKind::Veth { peer: Some(link.ifindex), peer_nsid: nsid })
     }
 
     /// The local endpoints that live in the namespace with this identifier.

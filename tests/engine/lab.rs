@@ -228,3 +228,25 @@ impl<R: FnMut(&Query) -> Option<FailureKind>, O: FnMut(&Op) -> Option<FailureKin
         self.kernel.events()
     }
 }
+
+/// A kernel that does some operations and gives no answer to them.
+pub struct Unanswered<'a, O> {
+    pub kernel: &'a mut SimKernel,
+    pub ops: O,
+}
+
+impl<O: FnMut(&Op) -> bool> Kernel for Unanswered<'_, O> {
+    fn read(&mut self, query: &Query) -> Result<Answer, Failure> {
+        self.kernel.read(query)
+    }
+
+    fn apply(&mut self, ops: &[Op]) -> Vec<Result<(), Failure>> {
+        let results = self.kernel.apply(ops);
+        let lost = |op: &Op| Err(Failure::new(FailureKind::Torn, format!("no answer to {op:?}")));
+        ops.iter().zip(results).map(|(op, result)| if (self.ops)(op) { lost(op) } else { result }).collect()
+    }
+
+    fn events(&mut self) -> Vec<Event> {
+        self.kernel.events()
+    }
+}

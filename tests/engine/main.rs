@@ -9,8 +9,10 @@
     reason = "a test ends where something is not as it should be"
 )]
 
+mod endpoints;
 mod faults;
 mod flood;
+mod gateway;
 mod guard;
 mod host;
 #[allow(unreachable_pub, reason = "shared by the parts of this test")]

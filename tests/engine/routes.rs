@@ -5,13 +5,13 @@ use std::{sync::Arc, time::Duration};
 use ipnet::IpNet;
 use vtepd::{
     desired::{EndpointSpec, NetworkSpec, Segment, Update},
-    engine::{DriftReason, Family, Forwarding, InnerAt, Kind, LinkChange, NewLink, Op, Place},
+    engine::{DriftReason, Family, Forwarding, InnerAt, Kind, LinkChange, NewLink, Op, Place, turn},
     model::{Mac, Route},
 };
 
 use super::{
     engine,
-    lab::{Lab, TEST1, demo, id, ip, local, spec, vni},
+    lab::{Lab, TEST1, Unanswered, demo, id, ip, local, spec, vni},
 };
 
 const OTHER_V4: &str = "10.0.1.0/24";
@@ -152,6 +152,26 @@ fn an_address_of_ours_that_takes_routes_along_is_no_drift() {
     lab.want(Update { spec: None, ..update });
     lab.settle();
     assert_eq!(lab.drift(), []);
+    has_all(&mut lab);
+}
+
+#[test]
+fn an_address_whose_removal_was_not_answered_takes_routes_along_and_that_is_no_drift() {
+    let mut lab = routed();
+    let mut update = two_subnets();
+    let (_, Some(EndpointSpec::Local(endpoint))) = &mut update.endpoints[0] else { unreachable!() };
+    endpoint.addresses[0] = net("10.0.0.22/24");
+    lab.want(Update { spec: None, ..update });
+    let mut lost = 0;
+    let ops = |op: &Op| {
+        let now = matches!(op, Op::DeleteAddress { .. }) && lost == 0;
+        lost += usize::from(now);
+        now
+    };
+    let clock = lab.clock();
+    turn(&mut lab.network, &mut Unanswered { kernel: &mut lab.kernel, ops }, clock, 1000);
+    lab.settle();
+    assert_eq!((lost, lab.drift()), (1, vec![]));
     has_all(&mut lab);
 }
 

@@ -33,6 +33,12 @@ impl SimKernel {
         Ok(())
     }
 
+    /// Somebody else adds an address, which does not carry the agent's number.
+    pub fn add_others_address(&mut self, place: &Place, ifindex: u32, net: IpNet) {
+        self.add_address(place, ifindex, net).unwrap();
+        self.at(place, ifindex).unwrap().addresses.insert(net, false);
+    }
+
     pub(super) fn delete_address(&mut self, place: &Place, ifindex: u32, net: IpNet) -> Result<(), Failure> {
         let promote = self.promote_secondaries;
         if matches!(place, Place::Overlay) {

@@ -67,7 +67,7 @@ impl SimKernel {
                 self.remove_overlay_link(ifindex);
             }
             Place::Inner(path) => {
-                let Some(ns) = self.containers.get_mut(path) else { return Ok(()) };
+                let Some(ns) = self.container_mut(path) else { return Ok(()) };
                 let inode = ns.inode;
                 if ns.links.remove(&ifindex).is_some() {
                     self.drop_peer_of(ifindex, inode);
@@ -118,6 +118,15 @@ impl SimKernel {
         Ok(index)
     }
 
+    /// Somebody else makes a link, up; its index.
+    pub fn add_others_link(&mut self, place: &Place, name: &str, group: u32, kind: LinkKind) -> u32 {
+        let mut link = Self::new_link(name, Mac::new([2, 0, 0, 0, 0, 9]), 1500, group, kind);
+        link.link.up = true;
+        let index = Self::insert(self.netns_at(place).unwrap(), link).unwrap();
+        self.emit_link(place, index);
+        index
+    }
+
     pub(super) fn add_link(&mut self, new: &NewLink) -> Result<(), Failure> {
         let index = match new {
             NewLink::Bridge { name, mac, group } => {
@@ -141,13 +150,13 @@ impl SimKernel {
                 Self::insert(overlay, Self::new_link(name, *mac, *mtu, *group, LinkKind::Vxlan(kind)))?
             }
             NewLink::Veth { name, mac, mtu, group, inner, inner_mac } => {
-                if !self.containers.contains_key(&inner.netns) {
+                if self.container(&inner.netns).is_none() {
                     return Err(not_found("namespace"));
                 }
                 if self.overlay()?.links.values().any(|link| link.link.name == *name) {
                     return Err(exists("name"));
                 }
-                let container = self.containers.get_mut(&inner.netns).ok_or_else(|| not_found("namespace"))?;
+                let container = self.container_mut(&inner.netns).ok_or_else(|| not_found("namespace"))?;
                 let kind = LinkKind::Veth { peer: None, peer_nsid: None };
                 let peer = Self::insert(container, Self::new_link(&inner.ifname, *inner_mac, *mtu, *group, kind))?;
                 let inode = container.inode;
@@ -158,7 +167,7 @@ impl SimKernel {
                 let index = Self::insert(overlay, Self::new_link(name, *mac, *mtu, *group, kind))?;
                 overlay.known.insert(inode);
                 let overlay = overlay.inode as i32;
-                if let Some(link) = self.containers.get_mut(&inner.netns).and_then(|ns| ns.links.get_mut(&peer)) {
+                if let Some(link) = self.container_mut(&inner.netns).and_then(|ns| ns.links.get_mut(&peer)) {
                     link.link.kind = LinkKind::Veth { peer: Some(index), peer_nsid: Some(overlay) };
                 }
                 index

@@ -73,6 +73,8 @@ pub struct SimKernel {
     pub overlay: Option<SimNetns>,
     /// The endpoints' namespaces, the host's own among them.
     pub containers: BTreeMap<Netns, SimNetns>,
+    /// Other paths to them.
+    aliases: BTreeMap<Netns, Netns>,
     pub faults: Faults,
     pub chance: Chance,
     /// Every operation that was tried, newest last.
@@ -92,6 +94,8 @@ pub struct SimKernel {
     late: VecDeque<Event>,
     overrun: bool,
     inodes: u64,
+    /// The overlay namespace is the host's own.
+    of_the_host: bool,
     /// The operation under way is not the agent's.
     by_others: bool,
 }
@@ -119,6 +123,7 @@ impl SimKernel {
         Self {
             overlay: None,
             containers: BTreeMap::from([(Netns::Host, SimNetns::new(HOST, false))]),
+            aliases: BTreeMap::new(),
             faults: Faults::default(),
             chance: Chance::new(seed),
             log: Vec::new(),
@@ -132,8 +137,15 @@ impl SimKernel {
             late: VecDeque::new(),
             overrun: false,
             inodes: 100,
+            of_the_host: false,
             by_others: false,
         }
+    }
+
+    /// The kernel under the gateway bridge, whose home is the host's own namespace: it is there and stays.
+    pub fn on_host(seed: u64) -> Self {
+        let home = Some(SimNetns::new(HOST, false));
+        Self { overlay: home, containers: BTreeMap::new(), open: true, of_the_host: true, ..Self::new(seed) }
     }
 
     // ----- what the test does to the world -----
@@ -142,6 +154,12 @@ impl SimKernel {
         self.inodes += 1;
         self.containers.insert(path.into(), SimNetns::new(self.inodes, false));
         self.emit(Event::Path(path.into()));
+    }
+
+    /// Another path to the same namespace: what happens in there happens by the first.
+    pub fn alias_container(&mut self, path: &str, alias: &str) {
+        self.aliases.insert(alias.into(), path.into());
+        self.emit(Event::Path(alias.into()));
     }
 
     pub fn remove_container(&mut self, path: &str) {
@@ -224,7 +242,7 @@ impl SimKernel {
                 }
             }
             Place::Inner(path) => {
-                if let Some(inode) = self.containers.get(path).map(|ns| ns.inode) {
+                if let Some(inode) = self.container(path).map(|ns| ns.inode) {
                     self.emit_inner(inode, ifindex);
                 }
             }
@@ -261,10 +279,18 @@ impl SimKernel {
         self.overlay()?.links.get_mut(&ifindex).ok_or_else(|| not_found("device"))
     }
 
+    fn container(&self, netns: &Netns) -> Option<&SimNetns> {
+        self.containers.get(self.aliases.get(netns).unwrap_or(netns))
+    }
+
+    fn container_mut(&mut self, netns: &Netns) -> Option<&mut SimNetns> {
+        self.containers.get_mut(self.aliases.get(netns).unwrap_or(netns))
+    }
+
     fn netns_at(&mut self, place: &Place) -> Result<&mut SimNetns, Failure> {
         match place {
             Place::Overlay => self.overlay(),
-            Place::Inner(path) => self.containers.get_mut(path).ok_or_else(|| not_found("namespace")),
+            Place::Inner(path) => self.container_mut(path).ok_or_else(|| not_found("namespace")),
         }
     }
 
@@ -310,6 +336,9 @@ impl SimKernel {
             return Err(not_found("namespace"));
         }
         match op {
+            Op::CreateNetns | Op::DeleteNetns | Op::SetForwarding { on: false, .. } if self.of_the_host => {
+                panic!("not ours to do on the host: {op:?}")
+            }
             Op::CreateNetns => {
                 // What was open is closed even where another namespace turns out to stand at the path.
                 self.close();

@@ -64,7 +64,7 @@ impl SimKernel {
     }
 
     fn inner(&self, at: &InnerAt) -> InnerState {
-        let Some(ns) = self.containers.get(&at.netns) else { return InnerState::NoNetns };
+        let Some(ns) = self.container(&at.netns) else { return InnerState::NoNetns };
         let wanted = |link: &&SimLink| match at.ifindex {
             Some(index) => link.link.ifindex == index,
             None => link.link.name == at.ifname,
