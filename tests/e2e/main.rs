@@ -19,6 +19,7 @@ mod lab;
 mod on_host;
 mod outside;
 mod outside6;
+mod outside_open;
 mod outside_traffic;
 mod random;
 mod repair;

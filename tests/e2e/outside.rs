@@ -150,6 +150,7 @@ fn whoever_breaks_the_way_outside_it_is_back_with_the_same_address_and_counted_o
         port["ifname"].as_str().unwrap().to_owned()
     };
     let breakages = [
+        ("link", "ip link set vtepd-gw mtu 1400".to_owned()),
         ("link", "ip -n a link del eth1".to_owned()),
         ("link", "ip -n a link set eth1 down".to_owned()),
         ("link", "ip -n a link set eth1 name other".to_owned()),
@@ -158,7 +159,10 @@ fn whoever_breaks_the_way_outside_it_is_back_with_the_same_address_and_counted_o
         ("link", format!("ip link set {} nomaster", port())),
         ("link", format!("ip link set {} down", port())),
         ("link", format!("bridge link set dev {} isolated off", port())),
+        ("link", "ip link set vtepd-gw mtu 9000".to_owned()),
         ("link", "ip link set vtepd-gw down".to_owned()),
+        ("link", "ip link set vtepd-gw name theirs".to_owned()),
+        ("link", "ip link set vtepd-gw address 02:00:00:00:00:99".to_owned()),
         ("link", "ip link del vtepd-gw".to_owned()),
         ("address", "ip addr del 172.18.0.1/16 dev vtepd-gw".to_owned()),
         ("address", format!("ip -n a addr del {address}/16 dev eth1")),

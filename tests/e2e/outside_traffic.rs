@@ -8,7 +8,7 @@ use std::{
 use vtepd::lab::{Agent, Host, Lab, LabError};
 
 use crate::{
-    hosts::{applied, count, in_private, ping, put, restart_without_an_operation, run, start, until, words},
+    hosts::{applied, count, in_private, options, ping, put, restart_without_an_operation, run, start, until, words},
     outside::{INTERNET, add_internet, outer_address, ports, started, world},
     repair::drifted,
 };
@@ -224,47 +224,111 @@ fn the_outside_sees_the_host_and_other_endpoints_see_nothing_of_who_comes_by_thi
     at_r.heard_before("injected");
 }
 
-#[test]
-fn a_host_that_drops_what_it_forwards_is_blocked_with_the_rule_that_it_lacks_until_it_has_it() {
-    in_private!();
+/// One host with an endpoint in `a` and the rest of the world behind it.
+fn small_world(rules: &str) -> (Lab, Running) {
     let lab = Lab::with_hosts(1).unwrap();
     let host = &lab.hosts[0];
     host.add_netns("a").unwrap();
     add_internet(host);
-    let _mirror = Running::new(host, "internet", MIRROR);
-    run(host, "nft add table ip filter");
-    host.run_with_input(
-        &["nft", "-f", "-"],
-        "add chain ip filter FORWARD { type filter hook forward priority filter; policy drop; }\n",
-    )
-    .unwrap();
-    let theirs = run(host, "nft list table ip filter");
+    host.run_with_input(&["nft", "-f", "-"], rules).unwrap();
     put(&lab, "networks/n", r#"{"subnets":[{"cidr":"10.1.0.0/24","vni":301}]}"#);
     put(&lab, "endpoints/n/docker-node1/a", r#"{"ip":["10.1.0.2"],"netns":"/run/netns/a"}"#);
+    let mirror = Running::new(host, "internet", MIRROR);
+    (lab, mirror)
+}
+
+/// Waits until as many objects are Blocked by somebody else's firewall.
+fn blocked_by_policy(agent: &mut Agent, wanted: f64) {
+    until(agent, "as many are Blocked by the policy", |agent| {
+        match agent.metrics()?.count("vtepd_blocked_objects", &[("reason", "forward_policy")]) {
+            count if count == wanted => Ok(()),
+            count => Err(LabError::not_so(format!("{count} are"))),
+        }
+    });
+}
+
+/// What the log advised last, as a line for a shell.
+fn advice(agent: &Agent) -> String {
+    let log = agent.log_tail(1000);
+    let (_, advice) = log.rsplit_once("; add: ").unwrap_or_else(|| panic!("{log}"));
+    advice.lines().next().unwrap().replace('\\', "").trim_end_matches('"').to_owned()
+}
+
+#[test]
+fn a_host_that_drops_what_it_forwards_is_blocked_with_the_rule_that_it_lacks_until_it_has_it() {
+    in_private!();
+    let rules = "add table ip filter\n\
+                 add chain ip filter FORWARD { type filter hook forward priority filter; policy drop; }\n";
+    let (lab, _mirror) = small_world(rules);
+    let host = &lab.hosts[0];
+    let theirs = run(host, "nft list table ip filter");
     let mut agent = start(&lab, host);
-    let blocked = |agent: &mut Agent, wanted: f64| {
-        until(agent, "as many are Blocked by the policy", |agent| {
-            match agent.metrics()?.count("vtepd_blocked_objects", &[("reason", "forward_policy")]) {
-                count if count == wanted => Ok(()),
-                count => Err(LabError::not_so(format!("{count} are"))),
-            }
-        });
-    };
-    blocked(&mut agent, 1.0);
+    blocked_by_policy(&mut agent, 1.0);
     until(&mut agent, "the network itself stands", |_| host.in_netns("a", &words("ping -c1 -W1 10.1.0.1")));
     run_python(host, "a", LOOK, &[INTERNET]).unwrap_err();
     assert_eq!(run(host, "nft list table ip filter"), theirs, "what is somebody else's stays as it is");
     // What the log advises is what helps, as it stands there.
-    let log = agent.log_tail(1000);
-    let (_, advice) = log.split_once("; add: ").unwrap_or_else(|| panic!("{log}"));
-    let advice = advice.lines().next().unwrap().replace('\\', "");
+    let advice = advice(&agent);
     assert!(advice.starts_with("nft insert rule ip filter FORWARD "), "{advice}");
-    host.run(&["sh", "-c", advice.trim_end_matches('"')]).unwrap();
-    blocked(&mut agent, 0.0);
+    host.run(&["sh", "-c", &advice]).unwrap();
+    blocked_by_policy(&mut agent, 0.0);
     assert_eq!(seen_outside(host, &mut agent, "a"), "203.0.113.1");
     run(host, "nft flush chain ip filter FORWARD");
-    blocked(&mut agent, 1.0);
+    blocked_by_policy(&mut agent, 1.0);
     run(host, "nft delete table ip filter");
-    blocked(&mut agent, 0.0);
+    blocked_by_policy(&mut agent, 0.0);
     assert_eq!(count(&mut agent, "vtepd_drift_total", &[]), 0.0, "nothing of ours was touched: {}", agent.log_tail(20));
+}
+
+/// What Docker 20.10 has in the table `filter` for its gateway bridge, as `nft` writes it.
+const DOCKERS_RULES: &str = r#"
+table ip filter {
+    chain DOCKER {
+    }
+    chain DOCKER-ISOLATION-STAGE-1 {
+        iifname "docker_gwbridge" oifname != "docker_gwbridge" jump DOCKER-ISOLATION-STAGE-2
+        return
+    }
+    chain DOCKER-ISOLATION-STAGE-2 {
+        oifname "docker_gwbridge" drop
+        return
+    }
+    chain DOCKER-USER {
+        return
+    }
+    chain FORWARD {
+        type filter hook forward priority filter; policy drop;
+        jump DOCKER-USER
+        jump DOCKER-ISOLATION-STAGE-1
+        oifname "docker_gwbridge" ct state established,related accept
+        oifname "docker_gwbridge" jump DOCKER
+        iifname "docker_gwbridge" oifname != "docker_gwbridge" accept
+        iifname "docker_gwbridge" oifname "docker_gwbridge" drop
+    }
+}
+"#;
+
+#[test]
+fn dockers_own_rules_are_enough_for_a_bridge_of_dockers_name_and_for_another_name_the_log_says_what_is_lacking() {
+    in_private!();
+    let (lab, _mirror) = small_world(DOCKERS_RULES);
+    let host = &lab.hosts[0];
+    let named = |name: &str| {
+        let mut options = options(&lab);
+        options.arguments = ["--gateway-bridge", name].map(str::to_owned).into();
+        host.spawn_agent(&options).unwrap()
+    };
+    let mut agent = named("docker_gwbridge");
+    applied(&lab, [&mut agent]);
+    assert_eq!(count(&mut agent, "vtepd_blocked_objects", &[]), 0.0, "{}", agent.log_tail(20));
+    assert_eq!(seen_outside(host, &mut agent, "a"), "203.0.113.1");
+    agent.stop().unwrap();
+    let mut agent = named("vtepd-gw");
+    blocked_by_policy(&mut agent, 1.0);
+    let advice = advice(&agent);
+    assert!(advice.starts_with("nft insert rule ip filter DOCKER-USER "), "where Docker leaves rules alone: {advice}");
+    host.run(&["sh", "-c", &advice]).unwrap();
+    blocked_by_policy(&mut agent, 0.0);
+    assert_eq!(seen_outside(host, &mut agent, "a"), "203.0.113.1");
+    assert_eq!(count(&mut agent, "vtepd_drift_total", &[]), 0.0, "{}", agent.log_tail(20));
 }
