@@ -170,7 +170,8 @@ impl Bench {
             let metrics = agent.metrics()?;
             let synced = metrics.count("vtepd_in_sync", &[("network", "bench")]);
             let applied = metrics.count("vtepd_applied_revision", &[]);
-            let observed = rows.map(|(kind, _)| metrics.count("vtepd_observed_objects", &[("kind", kind)]));
+            let observed =
+                rows.map(|(kind, _)| metrics.count("vtepd_observed_objects", &[("network", "bench"), ("kind", kind)]));
             if synced == 1.0 && applied >= revision && observed == rows.map(|(_, count)| count) {
                 return Ok(metrics);
             }

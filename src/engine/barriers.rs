@@ -6,7 +6,7 @@ use super::{
     network::{Home, Network},
     report::Blocked,
 };
-use crate::model::nft::{Comparison, Expression, Meta, Rule, Ruleset, Verdict};
+use crate::model::nft::{Comparison, Connection, Expression, Meta, Rule, Ruleset, Verdict};
 
 /// Where Docker leaves room for rules of others.
 const DOCKER_USER: &str = "DOCKER-USER";
@@ -72,7 +72,11 @@ fn asks_for_a_device(rule: &Rule) -> bool {
 
 /// By connection tracking, as `nft` or as `iptables` writes it.
 fn asks_for_a_connection(rule: &Rule) -> bool {
-    rule.expressions.iter().any(|step| matches!(step, Expression::Foreign(name) if name == "ct" || name == "match"))
+    rule.expressions.iter().any(|step| match step {
+        Expression::Connection(Connection::State) => true,
+        Expression::Foreign(name) => name == "ct" || name == "match",
+        _ => false,
+    })
 }
 
 #[cfg(test)]

@@ -122,6 +122,11 @@ fn known(name: &str, data: &[u8]) -> Option<Expression> {
             is_data(register)?;
             n::meta_of(number(key?)?).map(Expression::Meta)
         }
+        n::CT => {
+            let [register, key] = only(data, [n::NFTA_CT_DREG, n::NFTA_CT_KEY])?;
+            is_data(register)?;
+            n::connection_of(number(key?)?).map(Expression::Connection)
+        }
         n::PAYLOAD => {
             let kinds = [n::NFTA_PAYLOAD_DREG, n::NFTA_PAYLOAD_BASE, n::NFTA_PAYLOAD_OFFSET, n::NFTA_PAYLOAD_LEN];
             let [register, base, offset, length] = only(data, kinds)?;

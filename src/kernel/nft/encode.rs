@@ -297,6 +297,7 @@ fn put_hook(with: &mut Attributes, hook: &Hook, number: u32) {
 pub(super) fn put(list: &mut Attributes, expression: &Expression) {
     let name = match expression {
         Expression::Meta(_) => n::META,
+        Expression::Connection(_) => n::CT,
         Expression::Payload { .. } => n::PAYLOAD,
         Expression::Mask(_) => n::BITWISE,
         Expression::Compare(..) => n::CMP,
@@ -316,6 +317,10 @@ fn put_data(data: &mut Attributes, expression: &Expression) {
         Expression::Meta(meta) => {
             data.number(n::NFTA_META_DREG, n::NFT_REG_1);
             data.number(n::NFTA_META_KEY, n::meta(*meta));
+        }
+        Expression::Connection(connection) => {
+            data.number(n::NFTA_CT_DREG, n::NFT_REG_1);
+            data.number(n::NFTA_CT_KEY, n::connection(*connection));
         }
         Expression::Payload { base, offset, length } => {
             data.number(n::NFTA_PAYLOAD_DREG, n::NFT_REG_1);

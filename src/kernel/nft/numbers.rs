@@ -1,7 +1,7 @@
 //! The kernel's numbers, by its own names (`include/uapi/linux/netfilter/nf_tables.h`, `nfnetlink.h`, `../netfilter.h`), and which
 //! of the nouns each stands for.
 
-use crate::model::nft::{Base, ChainKind, Comparison, Family, HookPoint, Meta, Policy, Verdict};
+use crate::model::nft::{Base, ChainKind, Comparison, Connection, Family, HookPoint, Meta, Policy, Verdict};
 
 /// `NFNL_SUBSYS_NFTABLES`.
 pub(super) const SUBSYSTEM: u16 = 10;
@@ -64,6 +64,8 @@ pub(super) const NFTA_PAYLOAD_DREG: u16 = 1;
 pub(super) const NFTA_PAYLOAD_BASE: u16 = 2;
 pub(super) const NFTA_PAYLOAD_OFFSET: u16 = 3;
 pub(super) const NFTA_PAYLOAD_LEN: u16 = 4;
+pub(super) const NFTA_CT_DREG: u16 = 1;
+pub(super) const NFTA_CT_KEY: u16 = 2;
 pub(super) const NFTA_BITWISE_SREG: u16 = 1;
 pub(super) const NFTA_BITWISE_DREG: u16 = 2;
 pub(super) const NFTA_BITWISE_LEN: u16 = 3;
@@ -86,6 +88,7 @@ pub(super) const NFT_REG_1: u32 = 1;
 
 /// The names of expressions.
 pub(super) const META: &str = "meta";
+pub(super) const CT: &str = "ct";
 pub(super) const PAYLOAD: &str = "payload";
 pub(super) const BITWISE: &str = "bitwise";
 pub(super) const CMP: &str = "cmp";
@@ -180,6 +183,18 @@ pub(super) const fn meta(meta: Meta) -> u32 {
 pub(super) fn meta_of(number: u32) -> Option<Meta> {
     let all = [Meta::Protocol, Meta::IifName, Meta::OifName, Meta::IifType, Meta::NfProto, Meta::L4Proto];
     all.into_iter().find(|found| meta(*found) == number)
+}
+
+/// `enum nft_ct_keys`.
+pub(super) const fn connection(connection: Connection) -> u32 {
+    match connection {
+        Connection::State => 0,
+        Connection::Status => 2,
+    }
+}
+
+pub(super) fn connection_of(number: u32) -> Option<Connection> {
+    [Connection::State, Connection::Status].into_iter().find(|found| connection(*found) == number)
 }
 
 /// `enum nft_payload_bases`.

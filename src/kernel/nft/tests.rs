@@ -11,8 +11,8 @@ use super::{
 use crate::{
     kernel::{socket::RequestSocket, wire},
     model::nft::{
-        Base, Chain, ChainKind, Change, Comparison, Expression, Family, Hook, HookPoint, Meta, Policy, Rule, Ruleset,
-        TableId, Verdict,
+        Base, Chain, ChainKind, Change, Comparison, Connection, Expression, Family, Hook, HookPoint, Meta, Policy,
+        Rule, Ruleset, TableId, Verdict,
     },
 };
 
@@ -25,6 +25,7 @@ fn expression() -> impl Strategy<Value = Expression> {
     let verdict = vec![Verdict::Accept, Verdict::Drop, Verdict::Return];
     prop_oneof![
         prop::sample::select(meta).prop_map(Expression::Meta),
+        prop::sample::select(vec![Connection::State, Connection::Status]).prop_map(Expression::Connection),
         (base, any::<u32>(), any::<u32>()).prop_map(|(base, offset, length)| Payload { base, offset, length }),
         bytes().prop_map(Mask),
         (comparison, bytes()).prop_map(|(comparison, bytes)| Compare(comparison, bytes)),

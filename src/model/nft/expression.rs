@@ -4,6 +4,8 @@
 pub enum Expression {
     /// Loads what is known of a packet beside its bytes.
     Meta(Meta),
+    /// Loads what connection tracking knows of a packet, four bytes in the host's order.
+    Connection(Connection),
     /// Loads bytes of a packet.
     Payload {
         /// From where the offset counts.
@@ -42,6 +44,15 @@ pub enum Meta {
     NfProto,
     /// The protocol above IP, one byte, past IPv6's extension headers.
     L4Proto,
+}
+
+/// What connection tracking knows of a packet (`enum nft_ct_keys`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Connection {
+    /// How it belongs to a connection: a bit of `NF_CT_STATE_BIT`.
+    State,
+    /// What was done to the connection: bits of `enum ip_conntrack_status`.
+    Status,
 }
 
 /// From where the offset of a load counts (`enum nft_payload_bases`).

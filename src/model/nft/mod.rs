@@ -10,6 +10,6 @@ mod rule;
 mod ruleset;
 
 pub use change::Change;
-pub use expression::{Base, Comparison, Expression, Meta, Verdict};
+pub use expression::{Base, Comparison, Connection, Expression, Meta, Verdict};
 pub use rule::Rule;
 pub use ruleset::{Chain, ChainId, ChainKind, Family, Hook, HookPoint, Policy, Ruleset, TableId};

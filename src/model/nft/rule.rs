@@ -2,7 +2,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
-use super::{Base, Comparison, Expression, Meta, Verdict};
+use super::{Base, Comparison, Connection, Expression, Meta, Verdict};
 use crate::model::Mac;
 
 const ETH_P_IP: u16 = 0x0800;
@@ -227,6 +227,26 @@ impl Rule {
     #[must_use]
     pub fn nd_target(self, target: Ipv6Addr) -> Self {
         self.compare(payload(Base::Transport, 8, 16), Comparison::Equal, &target.octets())
+    }
+
+    /// Is not of a connection that was seen before, nor related to one.
+    #[must_use]
+    pub fn unasked(self) -> Self {
+        // NF_CT_STATE_BIT, include/uapi/linux/netfilter/nf_conntrack_common.h: established is bit 1, related bit 2.
+        self.none_of(Connection::State, 0b110)
+    }
+
+    /// Is of a connection whose destination nobody translated.
+    #[must_use]
+    pub fn not_dnat(self) -> Self {
+        // IPS_DST_NAT, include/uapi/linux/netfilter/nf_conntrack_common.h.
+        self.none_of(Connection::Status, 1 << 5)
+    }
+
+    fn none_of(self, what: Connection, bits: u32) -> Self {
+        self.then(Expression::Connection(what))
+            .then(Expression::Mask(bits.to_ne_bytes().to_vec()))
+            .then(Expression::Compare(Comparison::Equal, vec![0; 4]))
     }
 
     /// Counts what matches so far.
