@@ -109,6 +109,31 @@ fn the_address_that_an_adopted_bridge_had_already_stays_on_it_when_we_go() {
 }
 
 #[test]
+fn what_is_held_keeps_its_address_from_others_and_has_it_again_when_it_is_known() {
+    let mut world = World::new(false);
+    world.tell(Some(Some(spec())), vec![outside("a")]);
+    world.rest();
+    assert_eq!(world.address("a"), Some(net("172.18.0.2/16")));
+    // An agent without memory, to which nobody says what the first is.
+    world.gateway = engine(false);
+    world.gateway.network().hold_removals(true);
+    world.tell(Some(Some(spec())), vec![outside("b")]);
+    world.rest();
+    assert_eq!(world.address("b"), Some(net("172.18.0.3/16")));
+    world.kernel.log.clear();
+    world.tell(None, vec![outside("c")]);
+    world.rest();
+    assert_eq!(world.address("c"), Some(net("172.18.0.4/16")));
+    world.kernel.log.clear();
+    world.tell(None, vec![outside("a")]);
+    world.rest();
+    assert_eq!(world.address("a"), Some(net("172.18.0.2/16")));
+    assert_eq!(world.kernel.log, []);
+    world.gateway.network().hold_removals(false);
+    assert!(world.gateway.summary().in_sync);
+}
+
+#[test]
 fn what_could_not_be_read_is_not_said_to_be_gone() {
     for unread in [|query: &Query| matches!(query, Query::Links), |query: &Query| matches!(query, Query::Rules(_))] {
         let mut world = World::new(false);
@@ -129,4 +154,32 @@ fn what_could_not_be_read_is_not_said_to_be_gone() {
         assert_eq!(world.rest(), Turn::Gone);
         assert!(world.kernel.link(BRIDGE).is_none() && world.kernel.overlay.as_ref().unwrap().tables.is_empty());
     }
+}
+
+#[test]
+fn what_overlaps_is_nobodys_trouble_once_nothing_is_wanted() {
+    let mut world = World::new(false);
+    let ifindex = world.kernel.add_others_link(&Place::Overlay, "docker0", 0, LinkKind::Other("dummy".into()));
+    world.kernel.add_others_address(&Place::Overlay, ifindex, net("172.18.0.1/16"));
+    world.tell(Some(Some(spec())), vec![outside("a")]);
+    world.rest();
+    assert_eq!(world.gateway.summary().blocked.len(), 1);
+    world.tell(Some(None), Vec::new());
+    world.now.set(Duration::from_secs(60));
+    assert_eq!(world.rest(), Turn::Gone);
+    assert_eq!(world.gateway.summary().blocked.len(), 0);
+}
+
+#[test]
+fn a_subnet_that_is_full_costs_no_search_for_each_that_has_to_wait() {
+    let mut world = World::new(false);
+    let many = |range: std::ops::Range<u32>| range.map(|n| outside(&format!("n{n}"))).collect::<Vec<_>>();
+    world.tell(Some(Some(spec())), Vec::new());
+    world.rest();
+    let start = std::time::Instant::now();
+    world.tell(None, many(0..80_000));
+    for n in 80_000..80_010 {
+        world.tell(None, many(n..n + 1));
+    }
+    assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
 }
