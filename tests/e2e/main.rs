@@ -17,6 +17,7 @@ mod hostile;
 mod hosts;
 mod lab;
 mod on_host;
+mod outside_theft;
 mod random;
 mod repair;
 mod restart;
