@@ -58,10 +58,13 @@ impl OutsideConfig {
 impl OutsideConfig {
     /// What leaves by another link gets the host's address. From the bridge nothing goes back into it, by which its ports' isolation
     /// could be bypassed; and nothing to the ports that VXLAN is heard at, or whoever is behind the bridge could send frames into any
-    /// overlay, with the host's address for a source.
+    /// overlay, with the host's address for a source. Nor does anything from these ports leave: masqueraded it keeps its port where
+    /// that is free, and what comes from another host to the VXLAN port of this one would then be taken for the answer
+    /// (nf_nat_core.c), and be sent to whoever is behind the bridge.
     fn chains(&self, ports: &BTreeSet<u16>) -> BTreeMap<ChainId, Chain> {
         let from_bridge = || Rule::new().iifname(&self.bridge);
         let no_tunnels = || ports.iter().map(|port| from_bridge().udp_dport(*port).drop());
+        let no_theft = ports.iter().map(|port| from_bridge().udp_sport(*port).drop());
         let back = from_bridge().oifname(&self.bridge).drop();
         let v4 = Rule::new().inet_ipv4().saddr_in(self.subnet.into());
         let v6 = self.subnet6.map(|subnet| Rule::new().inet_ipv6().saddr_in(subnet.into()));
@@ -70,9 +73,10 @@ impl OutsideConfig {
         let chain = |kind, point, priority, rules| {
             Chain::new(Hook { kind, point, priority, policy: Policy::Accept, device: None }, rules)
         };
+        let forward = no_tunnels().chain(no_theft).chain([back]).collect();
         let chains = [
             ("input", chain(ChainKind::Filter, HookPoint::Input, FILTER, no_tunnels().collect())),
-            ("forward", chain(ChainKind::Filter, HookPoint::Forward, FILTER, no_tunnels().chain([back]).collect())),
+            ("forward", chain(ChainKind::Filter, HookPoint::Forward, FILTER, forward)),
             ("postrouting", chain(ChainKind::Nat, HookPoint::Postrouting, SOURCE_NAT, masquerade)),
         ];
         let id = |name: &str| ChainId { table: self.table.clone(), name: name.to_owned() };

@@ -40,8 +40,8 @@ struct Learning {
     retry: Retry,
     at: Option<Time>,
     failure: Option<Blocked>,
-    /// What came meanwhile.
-    updates: Vec<(Update, Time)>,
+    /// What came meanwhile, all in one, and when the first of it did.
+    update: Option<(Update, Time)>,
 }
 
 /// The engine of the gateway bridge.
@@ -54,6 +54,8 @@ pub struct Gateway {
     found: BTreeMap<String, Ipv4Addr>,
     given: BTreeMap<EndpointId, (Ipv4Addr, OutsideEndpoint)>,
     taken: BTreeSet<Ipv4Addr>,
+    /// Below this none is free.
+    least: Ipv4Addr,
     /// Those for whom there is no address left.
     without: BTreeMap<EndpointId, OutsideEndpoint>,
     notes: Vec<Note>,
@@ -64,8 +66,7 @@ impl Gateway {
     pub fn new(config: Config, outside: OutsideConfig) -> Self {
         debug_assert!(config.home.is_host(), "the gateway bridge is on the host");
         let retry = Retry::new(FIRST_RETRY, LAST_RETRY, stable_hash(outside.bridge.as_bytes()));
-        let learning =
-            Learning { query: Query::Netns, asked: false, retry, at: None, failure: None, updates: Vec::new() };
+        let learning = Learning { query: Query::Netns, asked: false, retry, at: None, failure: None, update: None };
         Self {
             network: Network::new(config),
             outside,
@@ -73,6 +74,7 @@ impl Gateway {
             found: BTreeMap::new(),
             given: BTreeMap::new(),
             taken: BTreeSet::new(),
+            least: Ipv4Addr::UNSPECIFIED,
             without: BTreeMap::new(),
             notes: Vec::new(),
         }
@@ -83,7 +85,14 @@ impl Gateway {
         if update.spec == Some(None) {
             self.given.clear();
             self.taken.clear();
+            self.least = Ipv4Addr::UNSPECIFIED;
             self.without.clear();
+        }
+        // What was found and nobody wants is taken down as what was left behind, unless it may be wanted after all.
+        let kept = self.learning.is_some() || self.network.removals_held;
+        if !kept && !self.found.is_empty() {
+            self.found.clear();
+            self.least = Ipv4Addr::UNSPECIFIED;
         }
         let changes = std::mem::take(&mut update.endpoints);
         // Those that go make room for those that come.
@@ -92,6 +101,7 @@ impl Gateway {
                 self.without.remove(id);
                 if let Some((address, _)) = self.given.remove(id) {
                     self.taken.remove(&address);
+                    self.least = self.least.min(address);
                 }
                 update.endpoints.push((id.clone(), None));
             }
@@ -102,11 +112,12 @@ impl Gateway {
                 update.endpoints.push((id, spec));
             }
         }
-        for (id, endpoint) in std::mem::take(&mut self.without) {
+        while let Some((id, endpoint)) = self.without.pop_first() {
             let spec = self.give(&id, endpoint);
-            if spec.is_some() {
-                update.endpoints.push((id, spec));
+            if spec.is_none() {
+                break;
             }
+            update.endpoints.push((id, spec));
         }
         self.network.want(update, now);
     }
@@ -124,12 +135,18 @@ impl Gateway {
     }
 
     /// The lowest address that nobody has: neither the network's, the bridge's nor the broadcast address.
-    fn lowest_free(&self) -> Option<Ipv4Addr> {
+    fn lowest_free(&mut self) -> Option<Ipv4Addr> {
         let subnet = self.outside.subnet;
-        let waiting: BTreeSet<Ipv4Addr> = self.found.values().copied().collect();
-        let first = u32::from(subnet.network()).checked_add(2)?;
-        let free = (first..u32::from(subnet.broadcast())).map(Ipv4Addr::from);
-        free.into_iter().find(|address| !self.taken.contains(address) && !waiting.contains(address))
+        let first = u32::from(subnet.network()).checked_add(2)?.max(self.least.into());
+        let waiting: BTreeSet<Ipv4Addr> = if first < u32::from(subnet.broadcast()) {
+            self.found.values().copied().collect()
+        } else {
+            BTreeSet::new()
+        };
+        let mut free = (first..u32::from(subnet.broadcast())).map(Ipv4Addr::from);
+        let lowest = free.find(|address| !self.taken.contains(address) && !waiting.contains(address));
+        self.least = lowest.unwrap_or_else(|| subnet.broadcast());
+        lowest
     }
 
     fn local(&self, address: Ipv4Addr, endpoint: OutsideEndpoint) -> LocalEndpoint {
@@ -166,16 +183,15 @@ impl Gateway {
             }
             Ok(Answer::Links(links, addresses)) => {
                 // What is to be taken down is in nobody's way.
-                let wanted = learning.updates.iter().any(|(update, _)| matches!(update.spec, Some(Some(_))));
+                let wanted = learning.update.iter().any(|(update, _)| matches!(update.spec, Some(Some(_))));
                 let overlap = self.overlap(&links, &addresses).filter(|_| wanted);
                 if overlap.is_none() {
                     self.learn_ports(&links);
-                    let updates = self.learning.take().map(|learning| learning.updates).unwrap_or_default();
-                    for (update, received) in updates {
+                    let learned = self.learning.as_mut().and_then(|learning| learning.update.take());
+                    if let Some((update, received)) = learned {
                         self.tell(update, received);
                     }
-                    // What was found and nobody wants will be taken down as what was left behind.
-                    self.found.clear();
+                    self.learning = None;
                     return;
                 }
                 overlap
@@ -249,7 +265,8 @@ impl Reconciler for Gateway {
 
     fn want(&mut self, update: Update, now: Time) {
         match &mut self.learning {
-            Some(learning) => learning.updates.push((update, now)),
+            Some(Learning { update: Some((before, _)), .. }) => before.follow(update),
+            Some(learning) => learning.update = Some((update, now)),
             None => self.tell(update, now),
         }
     }
@@ -260,7 +277,7 @@ impl Reconciler for Gateway {
             return Effect::Rest(at);
         }
         // Addresses that are found are for those that come with the first word.
-        if learning.updates.is_empty() {
+        if learning.update.is_none() {
             return Effect::Rest(now + self.network.config.resync);
         }
         learning.asked = true;

@@ -374,6 +374,11 @@ impl Network {
         if self.addresses.want(key, want) {
             self.desired_moved(&Key::Address(key.0.clone(), key.1));
         }
+        // The host's bridge may be somebody else's, and have had the address before us.
+        let on_hosts_bridge = self.config.home.is_host() && matches!(key.0, LinkId::Bridge(_));
+        if on_hosts_bridge && want.is_none() && self.addresses.observed_of(key) == Some(&false) {
+            self.addresses.saw(key, None, Cause::Change);
+        }
     }
 
     /// Retries and damping of what was desired before do not hold up what is desired now.

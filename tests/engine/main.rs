@@ -17,6 +17,7 @@ mod guard;
 mod host;
 #[allow(unreachable_pub, reason = "shared by the parts of this test")]
 mod lab;
+mod outside_hazards;
 mod routes;
 #[allow(unreachable_pub, reason = "shared by several tests")]
 #[path = "../support/sim_kernel/mod.rs"]
