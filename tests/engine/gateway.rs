@@ -671,3 +671,19 @@ fn masquerade_and_forwarding_that_somebody_takes_away_are_back_and_other_tables_
     assert_eq!(lab.home().tables.keys().collect::<Vec<_>>(), [&theirs]);
     assert!(!lab.home().forwarding.is_empty(), "a host that was made to forward is left so");
 }
+
+#[test]
+fn a_port_that_lost_its_name_is_nobodys_for_an_agent_without_memory_which_makes_the_pair_anew() {
+    let mut lab = GatewayLab::with(&["a", "b"]);
+    let ifindex = lab.port("b").link.ifindex;
+    let change = LinkChange { name: Some("odd".into()), ..LinkChange::default() };
+    lab.kernel.foreign(&Op::SetLink { place: Place::Overlay, ifindex, change }).unwrap();
+    lab.kernel.events_dropped();
+    // With another one before it that gets its address.
+    lab.kernel.add_container(&path("0"));
+    lab.restart(&["0", "a", "b"]);
+    lab.settle();
+    assert_eq!((lab.last_bytes(&["a", "b"]), lab.drift()), (vec![Some(2), Some(4)], vec![]));
+    assert!(lab.kernel.link("odd").is_none());
+    lab.quiet();
+}
