@@ -13,6 +13,9 @@
     reason = "a test ends where something is not as it should be"
 )]
 
+#[path = "simulation/gateway.rs"]
+#[allow(unreachable_pub, reason = "a part of this test")]
+mod gateway;
 #[path = "support/sim_etcd.rs"]
 #[allow(unreachable_pub, reason = "shared by several tests")]
 mod sim_etcd;
@@ -27,12 +30,15 @@ use std::{
     time::Duration,
 };
 
+use gateway::WayOutside;
 use ipnet::IpNet;
 use sim_etcd::SimEtcd;
 use sim_kernel::{Chance, Faults, SimKernel, SimLink};
 use vtepd::{
     desired::{Source, Store, StoreConfig, Update},
-    engine::{Config, Family, Forwarding, Home, LinkChange, LinkKind, Network, Note, Op, Place, Time, Turn, turn},
+    engine::{
+        Config, Family, Forwarding, Home, LinkChange, LinkKind, Network, Note, Op, Place, Summary, Time, Turn, turn,
+    },
     model::{
         Mac, Name, Netns, Route, guard_table,
         nft::{Chain, Change, Rule, Ruleset},
@@ -55,6 +61,7 @@ struct Host {
     position: i64,
     engines: BTreeMap<Name, Network>,
     kernels: BTreeMap<Name, SimKernel>,
+    outside: WayOutside,
     drift: Vec<Note>,
 }
 
@@ -101,7 +108,8 @@ impl Host {
         let node: Name = node.parse().unwrap();
         let networks = NETWORKS.iter().chain([&DOCKER]);
         let kernels = networks.map(|network| (network.parse().unwrap(), SimKernel::new(seed))).collect();
-        Self { store: new_store(&node), node, position: 0, engines: BTreeMap::new(), kernels, drift: Vec::new() }
+        let (store, outside, engines) = (new_store(&node), WayOutside::new(seed), BTreeMap::new());
+        Self { store, node, position: 0, engines, kernels, outside, drift: Vec::new() }
     }
 
     /// The agent dies and starts again: all memory is gone, the kernel is as it was.
@@ -109,9 +117,15 @@ impl Host {
         self.store = new_store(&self.node);
         self.position = 0;
         self.engines.clear();
+        self.outside.crash();
+    }
+
+    fn all_kernels(&mut self) -> impl Iterator<Item = &mut SimKernel> {
+        self.kernels.values_mut().chain([&mut self.outside.kernel])
     }
 
     fn give(&mut self, updates: BTreeMap<Name, Update>, now: Time) {
+        self.outside.follow(&updates, &self.store.vxlan_ports(), now);
         for (name, update) in updates {
             if !self.engines.contains_key(&name) && !matches!(update.spec, Some(Some(_))) {
                 continue;
@@ -129,6 +143,7 @@ impl Host {
         }
         self.position = etcd.revision + 1;
         if first {
+            self.outside.sweep(etcd.revision, now);
             for (name, kernel) in &self.kernels {
                 if kernel.overlay.is_some() && !self.engines.contains_key(name) {
                     let mut engine = Network::new(config(name));
@@ -167,7 +182,7 @@ impl Host {
         for name in gone {
             self.engines.remove(&name);
         }
-        rests
+        self.outside.run(rounds, now, &mut self.drift) && rests
     }
 }
 
@@ -214,8 +229,9 @@ impl World {
                     format!(r#",{{"cidr":"fd0{number}::/64","vni":{}}}{other}"#, 100 + number)
                 };
                 let (flood, guard) = (self.chance.below(3) == 0, self.chance.below(3) > 0);
+                let internal = self.chance.below(4) == 0;
                 let value = format!(
-                    r#"{{"subnets":[{{"cidr":"10.{number}.0.0/24","vni":{}}}{second}]{mtu},"flood":{flood},"spoof_guard":{guard}}}"#,
+                    r#"{{"subnets":[{{"cidr":"10.{number}.0.0/24","vni":{}}}{second}]{mtu},"flood":{flood},"spoof_guard":{guard},"internal":{internal}}}"#,
                     100 + number
                 );
                 self.etcd.put(&network_key, &value);
@@ -283,16 +299,23 @@ impl World {
         let host = self.chance.below(self.hosts.len());
         let network = self.any_network();
         let path = container(&network, self.chance.below(3));
-        let kernel = self.hosts[host].kernels.get_mut(&network).unwrap();
-        if kernel.containers.contains_key(&Netns::from(path.as_str())) {
-            kernel.remove_container(&path);
-        } else {
-            kernel.add_container(&path);
+        let host = &mut self.hosts[host];
+        for kernel in [host.kernels.get_mut(&network).unwrap(), &mut host.outside.kernel] {
+            if kernel.containers.contains_key(&Netns::from(path.as_str())) {
+                kernel.remove_container(&path);
+            } else {
+                kernel.add_container(&path);
+            }
         }
     }
 
     fn foreign_write(&mut self) {
         let host = self.chance.below(self.hosts.len());
+        if self.chance.below(4) == 0 {
+            let done = self.hosts[host].outside.foreign_write(&mut self.chance);
+            self.history.extend(done.map(|done| format!("foreign on {host}, outside: {done}")));
+            return;
+        }
         let network = self.any_network();
         let chance = &mut self.chance;
         let kernel = self.hosts[host].kernels.get_mut(&network).unwrap();
@@ -378,7 +401,7 @@ impl World {
     }
 
     fn set_faults(&mut self, faults: Faults) {
-        for kernel in self.hosts.iter_mut().flat_map(|host| host.kernels.values_mut()) {
+        for kernel in self.hosts.iter_mut().flat_map(Host::all_kernels) {
             kernel.faults = faults;
             kernel.flush_late();
         }
@@ -412,7 +435,16 @@ impl World {
             15 => self.etcd.compact(),
             16 if self.chance.below(3) == 0 => {
                 self.note(format!("host {host} crashes"));
+                let stood = self.hosts[host].outside.standing();
                 self.hosts[host].crash();
+                if self.chance.below(2) == 0 {
+                    let etcd = &self.etcd;
+                    self.hosts[host].list(etcd, now);
+                    self.hosts[host].outside.start(now);
+                    let stands = self.hosts[host].outside.standing();
+                    let changed = stood.iter().find(|(at, mac)| stands.get(at).is_some_and(|now| now != *mac));
+                    assert_eq!(changed, None, "an address that changed over a crash: {stood:?}, then {stands:?}");
+                }
             }
             16 => {
                 let etcd = &self.etcd;
@@ -442,14 +474,16 @@ impl World {
     /// All faults end, everything is told, time passes until every retry and resync has had its turn.
     fn settle(&mut self) {
         self.set_faults(Faults::default());
+        for host in &mut self.hosts {
+            host.outside.end_foreign_defaults();
+            host.kernels.values_mut().for_each(end_foreign_routes);
+        }
         for _ in 0..8 {
             self.now.set(self.now.get() + Duration::from_secs(61));
             let (now, etcd) = (self.now(), &self.etcd);
             for host in &mut self.hosts {
                 host.hear(etcd, usize::MAX, now);
-                for kernel in host.kernels.values_mut() {
-                    kernel.flush_late();
-                }
+                host.all_kernels().for_each(SimKernel::flush_late);
                 let mut turns = 0;
                 while !host.run(1000, now) {
                     turns += 1;
@@ -460,18 +494,19 @@ impl World {
     }
 
     /// What the kernels of a host would be, built from nothing.
-    fn built_anew(&self, host: &Host) -> BTreeMap<Name, Vec<String>> {
+    fn built_anew(&self, host: &Host) -> Host {
         let mut fresh = Host::new(host.node.as_str(), 1);
         for (name, kernel) in &mut fresh.kernels {
             for path in host.kernels[name].containers.keys().filter_map(Netns::path) {
                 kernel.add_container(&path.display().to_string());
+                fresh.outside.kernel.add_container(&path.display().to_string());
             }
         }
         fresh.store.set_underlay_mtu(host.store.underlay_mtu());
         fresh.list(&self.etcd, Time::default());
         // The last good version of a record that is bad now is history; the fresh host has to be told of it.
         while !fresh.run(1000, Time::default()) {}
-        fresh.kernels.iter().map(|(name, kernel)| (name.clone(), picture(kernel))).collect()
+        fresh
     }
 }
 
@@ -500,6 +535,32 @@ fn rules(chance: &mut Chance, table: Option<&Ruleset>) -> Vec<Change> {
             let mut table = table;
             table.chains.values_mut().for_each(|chain| chain.foreign.push("offload".into()));
             vec![Change::ReplaceTable(table)]
+        }
+    }
+}
+
+impl World {
+    fn compare(&self, seed: u64, host: &Host, name: &Name, now: &[String], anew: &[String], engine: Option<Summary>) {
+        let known: BTreeSet<_> = anew.iter().collect();
+        let wrong: Vec<_> = now.iter().filter(|line| !known.contains(line)).collect();
+        let missing: Vec<_> = anew.iter().filter(|line| !now.contains(line)).collect();
+        assert!(
+            wrong.is_empty() && missing.is_empty(),
+            "seed {seed}, host {}, network {name}:\nnot desired {wrong:#?}\nmissing {missing:#?}\nengine {engine:#?}\nhistory {:#?}",
+            host.node,
+            self.history.iter().rev().take(15).collect::<Vec<_>>(),
+        );
+    }
+}
+
+/// A route of somebody else's out of another interface is left to it, and is in the way of ours for as long as it stands.
+fn end_foreign_routes(kernel: &mut SimKernel) {
+    let shared = kernel.containers.iter().filter(|(_, ns)| ns.links.len() > 1);
+    let links = shared.flat_map(|(path, ns)| ns.links.values().map(|link| (path.clone(), link.clone())));
+    for (path, link) in links.collect::<Vec<_>>() {
+        for (dst, (via, ..)) in link.routes.iter().filter(|(_, (_, ours, _))| !ours) {
+            let (place, ifindex) = (Place::Inner(path.clone()), link.link.ifindex);
+            let _ = kernel.foreign(&Op::DeleteRoute { place, ifindex, route: Route { dst: *dst, via: *via } });
         }
     }
 }
@@ -575,24 +636,17 @@ fn simulate(seed: u64, foreign_writers: bool) {
     for host in &world.hosts {
         let expected = world.built_anew(host);
         for (name, kernel) in &host.kernels {
-            let (now, anew) = (picture(kernel), &expected[name]);
-            let known: BTreeSet<_> = anew.iter().collect();
-            let wrong: Vec<_> = now.iter().filter(|line| !known.contains(line)).collect();
-            let missing: Vec<_> = anew.iter().filter(|line| !now.contains(line)).collect();
-            assert!(
-                wrong.is_empty() && missing.is_empty(),
-                "seed {seed}, host {}, network {name}:\nnot desired {wrong:#?}\nmissing {missing:#?}\nengine {:#?}\nhistory {:#?}",
-                host.node,
-                host.engines.get(name).map(Network::summary),
-                world.history.iter().rev().take(15).collect::<Vec<_>>(),
-            );
+            let engine = host.engines.get(name).map(Network::summary);
+            world.compare(seed, host, name, &picture(kernel), &picture(&expected.kernels[name]), engine);
         }
+        host.outside.check();
+        let (now, anew) = (host.outside.picture(), expected.outside.picture());
+        world.compare(seed, host, &Name::host(), &now, &anew, host.outside.summary());
     }
     let now = world.now();
     for host in &mut world.hosts {
-        for kernel in host.kernels.values_mut() {
-            kernel.log.clear();
-        }
+        host.all_kernels().for_each(|kernel| kernel.log.clear());
+        host.outside.resync(now);
         for engine in host.engines.values_mut() {
             engine.resync("test", now);
         }
@@ -600,11 +654,17 @@ fn simulate(seed: u64, foreign_writers: bool) {
         for (name, kernel) in &host.kernels {
             assert_eq!(kernel.log, [], "seed {seed}: a correct kernel got an operation on {name}");
         }
+        assert_eq!(host.outside.kernel.log, [], "seed {seed}: a correct kernel got an operation outside");
+        assert!(
+            host.outside.summary().is_none_or(|summary| summary.in_sync),
+            "seed {seed}: {:#?}",
+            host.outside.summary()
+        );
         for (name, engine) in &host.engines {
             assert!(engine.in_sync(), "seed {seed}: {name} {:#?}", engine.summary());
         }
         if !foreign_writers {
-            for kernel in host.kernels.values() {
+            for kernel in host.all_kernels() {
                 assert_eq!(kernel.unguarded, Vec::<String>::new(), "seed {seed}: ports without their guard");
             }
             assert_eq!(host.drift, [], "seed {seed}: drift without a foreign write");

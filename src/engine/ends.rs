@@ -8,7 +8,7 @@ use super::{
     delta::Cause,
     key::{Key, LinkId, NeighbourKey},
     network::{InnerStatus, Local, Network},
-    object::{Address, InnerLink, InnerState, Link, LinkKind},
+    object::{Address, InnerLink, InnerState, LinkKind},
     time::Time,
     unread::ReadCause,
 };
@@ -136,19 +136,16 @@ impl Network {
         let inner = LinkId::Inner(id.clone());
         let outer = self.links.observed_of(&LinkId::Outer(id.clone()));
         let on_host = self.locals.get(id).is_some_and(|local| local.spec.netns == Netns::Host);
-        let own_mac = self.locals.get(id).map(|local| local.spec.mac);
         // With the other end in sight, the pair itself says which link it is; without it, only our mark does.
-        let is_ours = |link: &Link| match (&link.kind, outer.map(|outer| (outer.ifindex, &outer.kind))) {
+        let is_ours = |found: &InnerLink| match (&found.link.kind, outer.map(|outer| (outer.ifindex, &outer.kind))) {
             (LinkKind::Veth { peer, .. }, Some((outer, LinkKind::Veth { peer: back, peer_nsid }))) => {
-                *peer == Some(outer) && *back == Some(link.ifindex) && *peer_nsid == nsid
+                *peer == Some(outer) && *back == Some(found.link.ifindex) && *peer_nsid == nsid
             }
-            // On the host another agent's links may carry the same group, and elsewhere another endpoint's do, which are in use.
-            (LinkKind::Veth { .. }, None) => {
-                !on_host && link.group == self.config.group && own_mac == Some(link.mac) && !self.is_paired(link, nsid)
-            }
+            // On the host another agent's links may carry the same group.
+            (LinkKind::Veth { .. }, None) => !on_host && self.is_lone_end(id, found, nsid),
             _ => false,
         };
-        match link.filter(|found| is_ours(&found.link)) {
+        match link.filter(is_ours) {
             Some(InnerLink { link, addresses, routes, defaults_elsewhere }) => {
                 self.yield_defaults(id, defaults_elsewhere);
                 // What a link holds that was not seen before is history.
@@ -167,11 +164,21 @@ impl Network {
         }
     }
 
-    /// Whether the other end of a link in an endpoint's namespace is in sight.
-    fn is_paired(&self, link: &Link, nsid: Option<i32>) -> bool {
-        let LinkKind::Veth { peer: Some(outer), .. } = link.kind else { return false };
-        let outer = self.by_index.get(&outer).and_then(|id| self.links.observed_of(id));
-        outer.is_some_and(|outer| outer.kind == LinkKind::Veth { peer: Some(link.ifindex), peer_nsid: nsid })
+    /// Whether a link in an endpoint's namespace is one of this network that lost its other end. Our mark alone does not say so: in the
+    /// same namespace other endpoints, other networks and the gateway bridge may have their ends, which are in use.
+    fn is_lone_end(&self, id: &EndpointId, found: &InnerLink, nsid: Option<i32>) -> bool {
+        let InnerLink { link, addresses, .. } = found;
+        let peer = match link.kind {
+            LinkKind::Veth { peer: Some(peer), .. } => self.by_index.get(&peer),
+            _ => None,
+        };
+        let back = LinkKind::Veth { peer: Some(link.ifindex), peer_nsid: nsid };
+        let in_use = peer.and_then(|id| self.links.observed_of(id)).is_some_and(|peer| peer.kind == back);
+        let own_mac = self.locals.get(id).is_some_and(|local| local.spec.mac == link.mac);
+        // Which address the gateway bridge gave is forgotten with the port.
+        let gateways = self.spec.iter().filter(|_| self.config.home.is_host()).flat_map(|spec| spec.gateways());
+        let given = |gateway: &IpNet| addresses.iter().any(|held| held.ours && gateway.contains(&held.net.addr()));
+        link.group == self.config.group && !in_use && (own_mac || gateways.copied().any(|gateway| given(&gateway)))
     }
 
     /// The local endpoints that live in the namespace with this identifier.

@@ -17,6 +17,7 @@ mod gateway;
 mod hear;
 mod key;
 mod links;
+mod names;
 mod network;
 mod object;
 mod observe;

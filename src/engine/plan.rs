@@ -206,6 +206,7 @@ impl Network {
                     return None;
                 }
                 let local = &self.locals.get(endpoint)?.spec;
+                self.name_for_now(endpoint, &local.ifname)?;
                 let inner = InnerAt { netns: local.netns.clone(), ifname: local.ifname.clone(), ifindex: None };
                 NewLink::Veth { name, mac, mtu, group, inner, inner_mac: local.mac }
             }
@@ -225,7 +226,7 @@ impl Network {
         }
         let may_come_up = !matches!(id, LinkId::Outer(endpoint) if !self.guard_stands(endpoint));
         let mut change = LinkChange {
-            name: (want.name != link.name).then(|| want.name.clone()),
+            name: (want.name != link.name).then(|| self.name_on_the_way(id, &want.name)).flatten(),
             mac: (want.mac != link.mac).then_some(want.mac),
             mtu: (want.mtu != link.mtu).then_some(want.mtu),
             group: (want.group != link.group).then_some(want.group),
@@ -252,6 +253,13 @@ impl Network {
         }
         let place = self.place_of(id)?;
         (change != LinkChange::default()).then_some(Op::SetLink { place, ifindex: link.ifindex, change })
+    }
+
+    fn name_on_the_way(&self, id: &LinkId, name: &str) -> Option<String> {
+        match id {
+            LinkId::Inner(endpoint) => self.name_for_now(endpoint, name),
+            _ => Some(name.to_owned()),
+        }
     }
 
     pub(super) fn place_of(&self, id: &LinkId) -> Option<Place> {

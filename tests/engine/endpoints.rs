@@ -87,3 +87,30 @@ fn what_an_endpoint_loses_with_its_namespace_while_it_moves_to_another_is_no_dri
         lab.quiet();
     }
 }
+
+#[test]
+fn endpoints_of_a_namespace_that_exchange_their_names_are_renamed_and_nothing_else() {
+    for cycle in [["eth1", "eth0", "eth2"], ["eth1", "eth2", "eth0"], ["eth3", "eth0", "eth1"]] {
+        let mut lab = Lab::converged();
+        let names = ["test1", "y", "z"];
+        let all = |ifnames: [&str; 3]| {
+            let ends = names.iter().zip([2, 40, 41]).zip(ifnames);
+            ends.map(|((name, last), ifname)| (id("n1", name), endpoint(last, TEST1, ifname))).collect()
+        };
+        lab.want(change(6, all(["eth0", "eth1", "eth2"])));
+        lab.settle();
+        let before = interfaces(&lab, TEST1);
+        lab.forget();
+        lab.want(change(7, all(cycle)));
+        lab.rest();
+        lab.now.set(Duration::from_secs(300));
+        lab.settle();
+        let after = interfaces(&lab, TEST1);
+        assert_eq!(after.iter().map(|(name, ..)| name.as_str()).collect::<Vec<_>>(), cycle);
+        let rest = |all: &[(String, u32, u8)]| all.iter().map(|(_, at, mac)| (*at, *mac)).collect::<Vec<_>>();
+        assert_eq!(rest(&after), rest(&before));
+        assert!(lab.kernel.log.iter().all(|op| matches!(op, Op::SetLink { .. })), "{:#?}", lab.kernel.log);
+        assert_eq!(lab.drift(), []);
+        lab.quiet();
+    }
+}

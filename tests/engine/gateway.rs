@@ -11,8 +11,8 @@ use ipnet::IpNet;
 use vtepd::{
     desired::{EndpointSpec, Outside, OutsideConfig, Update},
     engine::{
-        Config, DriftReason, Event, Gateway, Home, InnerAt, Kind, LinkChange, LinkKind, NewLink, Note, Op, Place, Port,
-        Reconciler as _, Summary, Time, Turn, gateway_port_mac, turn,
+        Config, DriftReason, Event, FailureKind, Gateway, Home, InnerAt, Kind, LinkChange, LinkKind, NewLink, Note, Op,
+        Place, Port, Query, Reconciler as _, Summary, Time, Turn, gateway_port_mac, turn,
     },
     model::{
         Mac, Name, Netns, Route,
@@ -21,7 +21,7 @@ use vtepd::{
 };
 
 use crate::{
-    lab::{id, ip, local},
+    lab::{Failing, id, ip, local},
     sim_kernel::{SimKernel, SimLink, SimNetns},
 };
 
@@ -670,4 +670,40 @@ fn masquerade_and_forwarding_that_somebody_takes_away_are_back_and_other_tables_
     assert_eq!(lab.rest(), Turn::Gone);
     assert_eq!(lab.home().tables.keys().collect::<Vec<_>>(), [&theirs]);
     assert!(!lab.home().forwarding.is_empty(), "a host that was made to forward is left so");
+}
+
+#[test]
+fn a_port_that_lost_its_name_is_nobodys_for_an_agent_without_memory_which_makes_the_pair_anew() {
+    let mut lab = GatewayLab::with(&["a", "b"]);
+    let ifindex = lab.port("b").link.ifindex;
+    let change = LinkChange { name: Some("odd".into()), ..LinkChange::default() };
+    lab.kernel.foreign(&Op::SetLink { place: Place::Overlay, ifindex, change }).unwrap();
+    lab.kernel.events_dropped();
+    // With another one before it that gets its address.
+    lab.kernel.add_container(&path("0"));
+    lab.restart(&["0", "a", "b"]);
+    lab.settle();
+    assert_eq!((lab.last_bytes(&["a", "b"]), lab.drift()), (vec![Some(2), Some(4)], vec![]));
+    assert!(lab.kernel.link("odd").is_none());
+    lab.quiet();
+}
+
+#[test]
+fn an_agent_that_cannot_read_everything_yet_does_not_take_what_it_did_not_see_for_gone() {
+    let mut lab = GatewayLab::with(&["a"]);
+    lab.restart(&[]);
+    let now = lab.time();
+    lab.gateway.want(Update { revision: 9, spec: Some(None), endpoints: Vec::new() }, now);
+    let mut fails = 2;
+    let reads = |query: &Query| {
+        let now = matches!(query, Query::Links) && fails > 0;
+        fails -= u32::from(now);
+        // The first reading is that of the stage before the engine.
+        (now && fails == 0).then_some(FailureKind::Torn)
+    };
+    let mut kernel = Failing { kernel: &mut lab.kernel, reads, ops: |_: &Op| None, count: 0 };
+    assert!(matches!(turn(&mut lab.gateway, &mut kernel, || now, 1000), Turn::Rest(_)));
+    lab.later(MINUTE);
+    assert_eq!(lab.rest(), Turn::Gone);
+    assert!(lab.home().tables.is_empty() && lab.kernel.link(BRIDGE).is_none());
 }
