@@ -60,7 +60,8 @@ impl OutsideConfig {
     /// could be bypassed; and nothing to the ports that VXLAN is heard at, or whoever is behind the bridge could send frames into any
     /// overlay, with the host's address for a source. Nor does anything from these ports leave: masqueraded it keeps its port where
     /// that is free, and what comes from another host to the VXLAN port of this one would then be taken for the answer
-    /// (nf_nat_core.c), and be sent to whoever is behind the bridge.
+    /// (nf_nat_core.c), and be sent to whoever is behind the bridge. And nobody outside reaches in unasked by routing to the subnet,
+    /// except where the host's operator leads a port there (DNAT).
     fn chains(&self, ports: &BTreeSet<u16>) -> BTreeMap<ChainId, Chain> {
         let from_bridge = || Rule::new().iifname(&self.bridge);
         let no_tunnels = || ports.iter().map(|port| from_bridge().udp_dport(*port).drop());
@@ -73,7 +74,8 @@ impl OutsideConfig {
         let chain = |kind, point, priority, rules| {
             Chain::new(Hook { kind, point, priority, policy: Policy::Accept, device: None }, rules)
         };
-        let forward = no_tunnels().chain(no_theft).chain([back]).collect();
+        let unasked = Rule::new().oifname(&self.bridge).unasked().not_dnat().drop();
+        let forward = no_tunnels().chain(no_theft).chain([back, unasked]).collect();
         let chains = [
             ("input", chain(ChainKind::Filter, HookPoint::Input, FILTER, no_tunnels().collect())),
             ("forward", chain(ChainKind::Filter, HookPoint::Forward, FILTER, forward)),

@@ -58,6 +58,9 @@ pub struct Gateway {
     least: Ipv4Addr,
     /// Those for whom there is no address left.
     without: BTreeMap<EndpointId, OutsideEndpoint>,
+    /// Somebody else's link that has addresses of our subnet, as the last reading of all links showed it. Where the bridge does not
+    /// stand yet, nothing is made; where it does, it is kept right.
+    overlap: Option<Blocked>,
     notes: Vec<Note>,
 }
 
@@ -76,6 +79,7 @@ impl Gateway {
             taken: BTreeSet::new(),
             least: Ipv4Addr::UNSPECIFIED,
             without: BTreeMap::new(),
+            overlap: None,
             notes: Vec::new(),
         }
     }
@@ -184,8 +188,8 @@ impl Gateway {
             Ok(Answer::Links(links, addresses)) => {
                 // What is to be taken down is in nobody's way.
                 let wanted = learning.update.iter().any(|(update, _)| matches!(update.spec, Some(Some(_))));
-                let overlap = self.overlap(&links, &addresses).filter(|_| wanted);
-                if overlap.is_none() {
+                self.overlap = self.overlap(&links, &addresses).filter(|_| wanted);
+                if self.overlap.is_none() || self.stands(&links) {
                     self.learn_ports(&links);
                     let learned = self.learning.as_mut().and_then(|learning| learning.update.take());
                     if let Some((update, received)) = learned {
@@ -194,7 +198,7 @@ impl Gateway {
                     self.learning = None;
                     return;
                 }
-                overlap
+                None
             }
             Ok(_) => None,
             Err(Failure { kind, message }) => {
@@ -230,6 +234,14 @@ impl Gateway {
             }
         }
         None
+    }
+
+    /// Whether the bridge is there, and ours.
+    fn stands(&self, links: &[Link]) -> bool {
+        let config = &self.network.config;
+        let Home::Host { bridge, .. } = &config.home else { return false };
+        let is_bridge = |link: &Link| matches!(link.kind, LinkKind::Bridge { .. });
+        links.iter().any(|link| link.name == *bridge && link.group == config.group && is_bridge(link))
     }
 
     fn learn_ports(&mut self, links: &[Link]) {
@@ -287,7 +299,15 @@ impl Reconciler for Gateway {
     fn answered(&mut self, answer: Result<Answer, Failure>, now: Time) {
         match &self.learning {
             Some(learning) if learning.asked => self.learned(answer, now),
-            _ => self.network.answered(answer, now),
+            _ => {
+                if let Ok(Answer::Links(links, addresses)) = &answer
+                    && self.network.asked_all_links()
+                {
+                    let wanted = self.network.spec.is_some();
+                    self.overlap = self.overlap(links, addresses).filter(|_| wanted);
+                }
+                self.network.answered(answer, now);
+            }
         }
     }
 
@@ -304,7 +324,8 @@ impl Reconciler for Gateway {
                 format!("no address of {} is left", self.outside.subnet),
             )
         };
-        summary.in_sync &= self.without.is_empty();
+        summary.in_sync &= self.without.is_empty() && self.overlap.is_none();
+        summary.blocked.extend(self.overlap.clone());
         summary.blocked.extend(self.without.iter().map(full));
         summary
     }

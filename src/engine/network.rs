@@ -348,6 +348,11 @@ impl Network {
         bridge && matches!(self.config.home, Home::Host { adopt: true, .. })
     }
 
+    /// Whether the answer that is awaited shows all links.
+    pub(super) fn asked_all_links(&self) -> bool {
+        matches!(self.asked, Some((Query::Links, _)))
+    }
+
     /// Reads everything again: the safety net, and the answer to lost events.
     pub fn resync(&mut self, reason: &'static str, now: Time) {
         self.resync_at = Some(now + self.config.resync);
