@@ -477,9 +477,12 @@ impl World {
         for host in &mut self.hosts {
             host.outside.end_foreign_defaults();
         }
-        for _ in 0..8 {
+        for round in 0..8 {
             self.now.set(self.now.get() + Duration::from_secs(61));
             let (now, etcd) = (self.now(), &self.etcd);
+            for host in self.hosts.iter_mut().filter(|_| round == 4) {
+                host.kernels.values_mut().for_each(end_foreign_routes);
+            }
             for host in &mut self.hosts {
                 host.hear(etcd, usize::MAX, now);
                 host.all_kernels().for_each(SimKernel::flush_late);
@@ -549,6 +552,18 @@ impl World {
             host.node,
             self.history.iter().rev().take(15).collect::<Vec<_>>(),
         );
+    }
+}
+
+/// A route of somebody else's out of another interface is left to it, and is in the way of ours for as long as it stands.
+fn end_foreign_routes(kernel: &mut SimKernel) {
+    let shared = kernel.containers.iter().filter(|(_, ns)| ns.links.len() > 1);
+    let links = shared.flat_map(|(path, ns)| ns.links.values().map(|link| (path.clone(), link.clone())));
+    for (path, link) in links.collect::<Vec<_>>() {
+        for (dst, (via, ..)) in link.routes.iter().filter(|(_, (_, ours, _))| !ours) {
+            let (place, ifindex) = (Place::Inner(path.clone()), link.link.ifindex);
+            let _ = kernel.foreign(&Op::DeleteRoute { place, ifindex, route: Route { dst: *dst, via: *via } });
+        }
     }
 }
 

@@ -334,7 +334,9 @@ impl Network {
             Home::Overlay(_) => matches!(self.netns, Netns::Absent | Netns::Foreign),
             Home::Host { .. } => {
                 let ours = self.links.iter().any(|(_, sides)| sides.observed.as_ref().is_some_and(|l| !self.adopts(l)));
-                matches!(self.netns, Netns::Ours(_)) && !ours && self.addresses.in_sync() && self.tables.in_sync()
+                // Of what could not be read yet something may be left.
+                let read = matches!(self.netns, Netns::Ours(_)) && self.unread.is_empty();
+                read && !ours && self.addresses.in_sync() && self.tables.in_sync()
             }
         };
         self.spec.is_none() && nothing_left
