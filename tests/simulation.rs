@@ -478,9 +478,12 @@ impl World {
             host.outside.end_foreign_defaults();
             host.kernels.values_mut().for_each(end_foreign_routes);
         }
-        for _ in 0..8 {
+        for round in 0..8 {
             self.now.set(self.now.get() + Duration::from_secs(61));
             let (now, etcd) = (self.now(), &self.etcd);
+            for host in self.hosts.iter_mut().filter(|_| round == 4) {
+                host.kernels.values_mut().for_each(end_foreign_routes);
+            }
             for host in &mut self.hosts {
                 host.hear(etcd, usize::MAX, now);
                 host.all_kernels().for_each(SimKernel::flush_late);
