@@ -48,7 +48,7 @@ impl Network {
                 if self.is_own_table(&table) {
                     self.unread.rules(table, ReadCause::Foreign);
                 } else if self.config.home.is_host() && table.family != nft::Family::Netdev {
-                    self.unread.barriers = true;
+                    self.unread.barriers_changed(now);
                 }
             }
             Event::Inner { nsid, ifindex } => {

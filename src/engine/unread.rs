@@ -22,6 +22,11 @@ use crate::{
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LAST_PAUSE: Duration = Duration::from_secs(1);
 
+/// So many times somebody else's chains are read because of changes …
+const BARRIER_READS: u32 = 10;
+/// … within this time; it costs all rules of their tables, which may change all the time.
+const BARRIER_WINDOW: Duration = Duration::from_secs(10);
+
 /// How many rows one query looks up: replies of so many fit a socket's receive buffer.
 const POINTS: usize = 256;
 
@@ -46,6 +51,10 @@ pub(super) struct Unread {
     pub(super) forwarding: Option<ReadCause>,
     /// Somebody else's chains at the forward hook.
     pub(super) barriers: bool,
+    /// How often they were to be read since when.
+    barrier_reads: (Time, u32),
+    /// They changed meanwhile, and are to be read then.
+    barriers_at: Option<Time>,
     fdb_dumps: BTreeMap<u32, ReadCause>,
     neighbour_dumps: BTreeMap<u32, ReadCause>,
     rules: BTreeMap<TableId, ReadCause>,
@@ -135,6 +144,9 @@ impl Unread {
 
     /// Queues the deferred reads whose time has come.
     fn take_up_deferred(&mut self, now: Time) {
+        if self.barriers_at.take_if(|at| *at <= now).is_some() {
+            self.barriers_changed(now);
+        }
         let (due, rest): (Vec<_>, _) =
             std::mem::take(&mut self.deferred).into_iter().partition(|deferred| deferred.at <= now);
         self.deferred = rest;
@@ -203,13 +215,31 @@ impl Unread {
         raise(&mut self.neighbour_dumps, ifindex, cause);
     }
 
+    /// Somebody else's chains changed.
+    pub(super) fn barriers_changed(&mut self, now: Time) {
+        let (since, reads) = self.barrier_reads;
+        if now >= since + BARRIER_WINDOW {
+            self.barrier_reads = (now, 0);
+        } else if reads >= BARRIER_READS {
+            self.barriers_at = Some(since + BARRIER_WINDOW);
+            return;
+        }
+        self.barrier_reads.1 += u32::from(!self.barriers);
+        self.barriers = true;
+    }
+
     /// A table of nftables is to be read.
     pub(super) fn rules(&mut self, table: TableId, cause: ReadCause) {
         raise(&mut self.rules, table, cause);
     }
 
     pub(super) fn next_look(&self) -> Option<Time> {
-        self.looks.values().copied().chain(self.deferred.iter().map(|deferred| deferred.at)).min()
+        self.looks
+            .values()
+            .copied()
+            .chain(self.barriers_at)
+            .chain(self.deferred.iter().map(|deferred| deferred.at))
+            .min()
     }
 }
 

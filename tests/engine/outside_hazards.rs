@@ -5,7 +5,10 @@ use std::{cell::Cell, collections::BTreeMap, sync::Arc, time::Duration};
 use ipnet::IpNet;
 use vtepd::{
     desired::{EndpointSpec, NetworkSpec, OutsideConfig, OutsideEndpoint, Segment, Update},
-    engine::{Config, FailureKind, Gateway, Home, LinkKind, Op, Place, Query, Reconciler as _, Time, Turn, turn},
+    engine::{
+        Answer, Config, Event, Failure, FailureKind, Gateway, Home, Kernel, LinkKind, Op, Place, Query,
+        Reconciler as _, Time, Turn, turn,
+    },
     model::{
         EndpointId, Mac, Name, Vni,
         nft::{Family, TableId},
@@ -182,4 +185,40 @@ fn a_subnet_that_is_full_costs_no_search_for_each_that_has_to_wait() {
         world.tell(None, many(n..n + 1));
     }
     assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
+}
+
+/// A kernel in which somebody changes a table of theirs all the time.
+struct Chatty<'a> {
+    kernel: &'a mut SimKernel,
+    barriers_read: usize,
+}
+
+impl Kernel for Chatty<'_> {
+    fn read(&mut self, query: &Query) -> Result<Answer, Failure> {
+        self.barriers_read += usize::from(*query == Query::Barriers);
+        self.kernel.read(query)
+    }
+
+    fn apply(&mut self, ops: &[Op]) -> Vec<Result<(), Failure>> {
+        self.kernel.apply(ops)
+    }
+
+    fn events(&mut self) -> Vec<Event> {
+        let theirs = Event::Rules(TableId::new(Family::Ip, "filter"));
+        self.kernel.events().into_iter().chain([theirs]).collect()
+    }
+}
+
+#[test]
+fn rules_of_others_that_change_all_the_time_hold_up_nothing_and_are_looked_at_now_and_then() {
+    let mut world = World::new(false);
+    world.tell(Some(Some(spec())), vec![outside("a")]);
+    for seconds in [0, 20, 40] {
+        let mut chatty = Chatty { kernel: &mut world.kernel, barriers_read: 0 };
+        let ended = turn(&mut world.gateway, &mut chatty, || Time::from_origin(Duration::from_secs(seconds)), 1000);
+        assert!(matches!(ended, Turn::Rest(_)), "{ended:?}");
+        assert!((1..20).contains(&chatty.barriers_read), "{}", chatty.barriers_read);
+    }
+    assert_eq!(world.address("a"), Some(net("172.18.0.2/16")));
+    assert!(world.gateway.summary().in_sync);
 }
