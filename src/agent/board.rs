@@ -37,12 +37,14 @@ pub(super) struct Board {
 /// All networks together.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Totals {
-    /// Networks on this node.
+    /// Networks on this node, besides what the host itself has for them.
     pub(super) networks: usize,
     /// Those that are in sync.
     pub(super) in_sync: usize,
-    /// Those that have come to rest at least once.
-    pub(super) settled: usize,
+    /// How many, the host's own counted, are not in sync.
+    pub(super) lagging: usize,
+    /// How many, the host's own counted, have never come to rest.
+    pub(super) unsettled: usize,
     /// The lowest revision that a network has applied which was told of newer ones; `None` when none was.
     pub(super) behind: Option<i64>,
     /// Objects that cannot be made, with their network.
@@ -119,9 +121,11 @@ impl Board {
         let mut totals = Totals::default();
         for (name, entry) in self.entries().iter() {
             let in_sync = entry.summary.in_sync && entry.handled >= entry.posted;
-            totals.networks += 1;
-            totals.in_sync += usize::from(in_sync);
-            totals.settled += usize::from(entry.settled);
+            let network = *name != Name::host();
+            totals.networks += usize::from(network);
+            totals.in_sync += usize::from(network && in_sync);
+            totals.lagging += usize::from(!in_sync);
+            totals.unsettled += usize::from(!entry.settled);
             let (applied, told) = (entry.summary.applied_revision, entry.summary.revision);
             // One that has applied all that it was told is not behind, whatever somebody else does to it.
             if applied < told || entry.handled < entry.posted {

@@ -135,8 +135,8 @@ impl Pages for AgentPages {
             return Err("no complete snapshot of etcd yet".to_owned());
         }
         let totals = self.shared.board.totals();
-        if totals.settled < totals.networks {
-            return Err(format!("{} of {} networks are settled", totals.settled, totals.networks));
+        if totals.unsettled > 0 {
+            return Err(format!("{} of {} networks are not settled", totals.unsettled, totals.networks));
         }
         Ok(())
     }

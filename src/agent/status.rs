@@ -99,7 +99,7 @@ impl Reporter {
         if !store.is_complete() {
             return;
         }
-        let in_sync = totals.in_sync == totals.networks;
+        let in_sync = totals.lagging == 0;
         if std::mem::replace(&mut self.unsettled, !in_sync) || in_sync {
             let status = self.status(store, totals);
             let Ok(text) = serde_json::to_string(&status) else { return };
@@ -128,7 +128,7 @@ impl Reporter {
             .map(|(network, b)| Blocked { object: format!("{network}: {}", b.object), reason: b.reason });
         Status {
             revision: self.applied,
-            in_sync: totals.in_sync == totals.networks,
+            in_sync: totals.lagging == 0,
             networks: Networks { here: totals.networks, in_sync: totals.in_sync },
             pending: counts.pending,
             removals_held: totals.held,

@@ -6,7 +6,7 @@ use super::{
     network::{Home, Network},
     report::Blocked,
 };
-use crate::model::nft::{Comparison, Connection, Expression, Meta, Rule, Ruleset, Verdict};
+use crate::model::nft::{Chain, Comparison, Connection, Expression, Meta, Rule, Ruleset, Verdict};
 
 /// Where Docker leaves room for rules of others.
 const DOCKER_USER: &str = "DOCKER-USER";
@@ -35,7 +35,8 @@ impl Network {
 /// It looks for rules that accept what comes from the bridge, and what goes to it or is part of a connection, anywhere in the table:
 /// which chain jumps to which is not followed.
 fn barrier(ruleset: &Ruleset, bridge: &str) -> Option<String> {
-    let (name, _) = ruleset.chains.iter().find(|(_, chain)| chain.drops_forward())?;
+    let shut = |chain: &Chain| chain.drops_forward() && !chain.rules.iter().any(accepts_all);
+    let (name, _) = ruleset.chains.iter().find(|(_, chain)| shut(chain))?;
     let rules = || ruleset.chains.values().flat_map(|chain| &chain.rules).filter(|rule| accepts(rule));
     let names = |meta: Meta| rules().any(|rule| is_of(rule, meta, bridge));
     let by_connection = || rules().any(|rule| !asks_for_a_device(rule) && asks_for_a_connection(rule));
@@ -57,10 +58,18 @@ fn accepts(rule: &Rule) -> bool {
     rule.expressions.last() == Some(&Expression::Verdict(Verdict::Accept))
 }
 
+fn accepts_all(rule: &Rule) -> bool {
+    accepts(rule) && rule.expressions.iter().all(|step| matches!(step, Expression::Counter | Expression::Verdict(_)))
+}
+
+/// A name that is not ended by a zero stands for all that begin so (`gw*`, or `gw+` of iptables).
 fn is_of(rule: &Rule, meta: Meta, bridge: &str) -> bool {
     rule.expressions.windows(2).any(|pair| match pair {
         [Expression::Meta(of), Expression::Compare(Comparison::Equal, name)] if *of == meta => {
-            name.split(|byte| *byte == 0).next() == Some(bridge.as_bytes())
+            match name.iter().position(|byte| *byte == 0) {
+                Some(end) => name.get(..end) == Some(bridge.as_bytes()),
+                None => bridge.as_bytes().starts_with(name),
+            }
         }
         _ => false,
     })
@@ -82,7 +91,7 @@ fn asks_for_a_connection(rule: &Rule) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::nft::{Chain, ChainKind, Family, Hook, HookPoint, Policy, TableId};
+    use crate::model::nft::{ChainKind, Family, Hook, HookPoint, Policy, TableId};
 
     fn docker(rules: Vec<Rule>) -> Ruleset {
         let hook = Hook {
@@ -117,6 +126,20 @@ mod tests {
         assert!(barrier(&docker(other), "gw0").is_some());
         let dropped = vec![Rule::new().iifname("gw0").drop(), replies()];
         assert!(barrier(&docker(dropped), "gw0").is_some());
+    }
+
+    #[test]
+    fn what_is_accepted_of_all_bridges_that_are_called_so_or_of_everything_is_accepted_of_ours() {
+        let called = |meta| {
+            let steps = [Expression::Meta(meta), Expression::Compare(Comparison::Equal, b"gw".to_vec())];
+            Rule::of(steps.into()).accept()
+        };
+        assert_eq!(barrier(&docker(vec![called(Meta::IifName), called(Meta::OifName)]), "gw0"), None);
+        assert!(barrier(&docker(vec![called(Meta::IifName), called(Meta::OifName)]), "g").is_some());
+        assert_eq!(barrier(&docker(vec![Rule::new().counter().accept()]), "gw0"), None);
+        let elsewhere =
+            docker(Vec::new()).with("INPUT", Chain { rules: vec![Rule::new().accept()], ..Chain::default() });
+        assert!(barrier(&elsewhere, "gw0").is_some());
     }
 
     #[test]
