@@ -63,10 +63,12 @@ impl OutsideConfig {
     /// (nf_nat_core.c), and be sent to whoever is behind the bridge. And nobody outside reaches in unasked by routing to the subnet,
     /// except where the host's operator leads a port there (DNAT).
     fn chains(&self, ports: &BTreeSet<u16>) -> BTreeMap<ChainId, Chain> {
-        let from_bridge = || Rule::new().iifname(&self.bridge);
-        let no_tunnels = || ports.iter().map(|port| from_bridge().udp_dport(*port).drop());
-        let no_theft = ports.iter().map(|port| from_bridge().udp_sport(*port).drop());
-        let back = from_bridge().oifname(&self.bridge).drop();
+        // Packets of others pass by the list of ports.
+        let of_others = || std::iter::once(Rule::new().iifname_not(&self.bridge).leave());
+        let no_tunnels = || ports.iter().map(|port| Rule::new().udp_dport(*port).drop());
+        let no_theft = ports.iter().map(|port| Rule::new().udp_sport(*port).drop());
+        let back = Rule::new().iifname(&self.bridge).oifname(&self.bridge).drop();
+        let unasked = Rule::new().oifname(&self.bridge).unasked().not_dnat().drop();
         let v4 = Rule::new().inet_ipv4().saddr_in(self.subnet.into());
         let v6 = self.subnet6.map(|subnet| Rule::new().inet_ipv6().saddr_in(subnet.into()));
         let masquerade = [Some(v4), v6].into_iter().flatten();
@@ -74,10 +76,10 @@ impl OutsideConfig {
         let chain = |kind, point, priority, rules| {
             Chain::new(Hook { kind, point, priority, policy: Policy::Accept, device: None }, rules)
         };
-        let unasked = Rule::new().oifname(&self.bridge).unasked().not_dnat().drop();
-        let forward = no_tunnels().chain(no_theft).chain([back, unasked]).collect();
+        let forward = [back, unasked].into_iter().chain(of_others()).chain(no_tunnels()).chain(no_theft).collect();
+        let input = of_others().chain(no_tunnels()).collect();
         let chains = [
-            ("input", chain(ChainKind::Filter, HookPoint::Input, FILTER, no_tunnels().collect())),
+            ("input", chain(ChainKind::Filter, HookPoint::Input, FILTER, input)),
             ("forward", chain(ChainKind::Filter, HookPoint::Forward, FILTER, forward)),
             ("postrouting", chain(ChainKind::Nat, HookPoint::Postrouting, SOURCE_NAT, masquerade)),
         ];
@@ -100,7 +102,7 @@ impl End {
     /// An endpoint in the host's own namespace is outside already.
     fn of(local: &LocalEndpoint) -> Option<Self> {
         let Netns::Path(netns) = &local.netns else { return None };
-        let default = local.routes.iter().any(|route| route.dst.prefix_len() == 0);
+        let default = local.routes.iter().any(|route| route.dst == IpNet::V4(Ipv4Net::default()));
         Some(Self { netns: netns.clone(), ifname: local.ifname.clone(), asks: local.outside, default })
     }
 }

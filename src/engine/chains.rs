@@ -230,7 +230,11 @@ impl Network {
     pub(super) fn guard_stands(&self, endpoint: &EndpointId) -> bool {
         let id = self.guard_id(endpoint);
         let table = self.tables.observed_of(&id.table);
-        self.chains.desired_of(&id).is_none() || (!self.chains.differs(&id) && table.is_some_and(|table| table.plain))
+        let guarded = self.chains.desired_of(&id).is_none()
+            || (!self.chains.differs(&id) && table.is_some_and(|table| table.plain));
+        // What the network itself has guards all of them.
+        let mut own = self.spec.iter().flat_map(|spec| spec.chains.keys());
+        guarded && own.all(|id| !self.chains.differs(id))
     }
 
     /// Whether a guard is gone or no longer does what it did, and what would put it right has to wait. One that is only older than what

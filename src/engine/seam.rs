@@ -62,7 +62,7 @@ pub enum Query {
     Links,
     /// One link of the overlay namespace and its addresses; no link in the answer when it is not there. [`Answer::Links`].
     Link(LinkRef),
-    /// Which families the overlay namespace forwards. Answered by [`Answer::Forwarding`].
+    /// Which families the home forwards; the host, which of them as a rule. Answered by [`Answer::Forwarding`].
     Forwarding,
     /// The container's end of an endpoint. Answered by [`Answer::Inner`].
     Inner(InnerAt),

@@ -16,6 +16,8 @@ use crate::engine::{Family, Forwarding};
 // include/uapi/linux/netconf.h and rtnetlink.h
 pub(super) const RTM_NEWNETCONF: u16 = 80;
 const RTM_GETNETCONF: u16 = 82;
+const NETCONFA_IFINDEX: u16 = 1;
+const NETCONFA_IFINDEX_ALL: i32 = -1;
 const NETCONFA_FORWARDING: u16 = 2;
 /// `struct netconfmsg`, aligned.
 const NETCONFMSG: usize = 4;
@@ -59,6 +61,20 @@ pub(super) fn read(socket: &mut RouteSocket) -> Result<Vec<(Family, Forwarding)>
     Ok(read
         .map(|(family, (all, on))| (family, if on == all { Forwarding::Everywhere } else { Forwarding::Partly }))
         .collect())
+}
+
+/// Which families the socket's namespace forwards as a rule (`conf.all.forwarding`), whatever single links are set to.
+pub(super) fn as_a_rule(socket: &mut RouteSocket) -> Result<Vec<(Family, Forwarding)>, Error> {
+    let mut families = Vec::new();
+    for family in Family::ALL {
+        socket.dump(Dump(family), |_, body| {
+            let link = body.get(NETCONFMSG..).and_then(|rest| i32_at(attribute(rest, NETCONFA_IFINDEX)?, 0));
+            if link == Some(NETCONFA_IFINDEX_ALL) && decode(body) == Some((family, true)) {
+                families.push((family, Forwarding::Everywhere));
+            }
+        })?;
+    }
+    Ok(families)
 }
 
 /// One link's setting, or that of `all` or `default`.

@@ -231,7 +231,11 @@ impl Kernel for NetworkKernel {
             Query::Links => self.overlay().and_then(|overlay| queries::links(&mut overlay.socket)),
             Query::Link(link) => self.overlay().and_then(|overlay| queries::link(&mut overlay.socket, link)),
             Query::Forwarding => {
-                self.overlay().and_then(|overlay| forwarding::read(&mut overlay.socket)).map(Answer::Forwarding)
+                let read = match self.home {
+                    Home::Overlay { .. } => forwarding::read,
+                    Home::Host => forwarding::as_a_rule,
+                };
+                self.overlay().and_then(|overlay| read(&mut overlay.socket)).map(Answer::Forwarding)
             }
             Query::Inner(at) => queries::inner(self.overlay.as_mut(), &self.config.netns_roots, at),
             Query::FdbDump(ifindex) => self.overlay().and_then(|overlay| queries::fdb(&mut overlay.socket, *ifindex)),

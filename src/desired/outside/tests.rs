@@ -166,7 +166,7 @@ fn naive(world: &BTreeMap<(u8, u8), LocalEndpoint>) -> BTreeMap<PathBuf, String>
     let mut interfaces = BTreeMap::new();
     for path in paths {
         let here: Vec<_> = world.values().filter(|local| local.netns.path() == Some(path)).collect();
-        let default = here.iter().flat_map(|local| &local.routes).any(|route| route.dst.prefix_len() == 0);
+        let default = here.iter().flat_map(|local| &local.routes).any(|route| route.dst.to_string() == "0.0.0.0/0");
         let mut n = 1;
         while here.iter().any(|local| local.ifname == format!("eth{n}")) {
             n += 1;

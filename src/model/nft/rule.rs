@@ -64,6 +64,12 @@ impl Rule {
         self.compare(Expression::Meta(Meta::IifName), Comparison::Equal, &interface(name))
     }
 
+    /// Came in by another device.
+    #[must_use]
+    pub fn iifname_not(self, name: &str) -> Self {
+        self.compare(Expression::Meta(Meta::IifName), Comparison::NotEqual, &interface(name))
+    }
+
     /// Leaves by this device.
     #[must_use]
     pub fn oifname(self, name: &str) -> Self {
