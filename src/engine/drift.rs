@@ -8,12 +8,12 @@ use std::{
 
 use super::{
     delta::{Fits, Sides, Table},
+    device::LinkWant,
     key::{BridgeRowKey, Key, Kind, LinkId},
     network::{Netns, Network},
     report::{DriftReason, Note},
     time::Time,
     trouble::{FIRST_RETRY, LAST_RETRY},
-    want::LinkWant,
 };
 use crate::{engine::object::Link, model::Vni, retry::Retry};
 

@@ -14,6 +14,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{
     Reconciler,
+    device::{address_of_gateway_port, gateway_port_name},
     key::Kind,
     links::is_gateway_port,
     network::{Config, Effect, Home, Network},
@@ -21,7 +22,6 @@ use super::{
     report::{Blocked, Note, Summary},
     seam::{Answer, Failure, FailureKind, Query},
     time::Time,
-    want::{address_of_gateway_port, gateway_port_name},
 };
 use crate::{
     desired::{EndpointSpec, LocalEndpoint, OutsideConfig, OutsideEndpoint, Update},

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::want::GATEWAY_PORT;
+use super::device::GATEWAY_PORT;
 use super::{
     delta::Cause,
     key::{BridgeRowKey, Key, LinkId, NeighbourKey, TunnelKey},

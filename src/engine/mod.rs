@@ -10,6 +10,7 @@ mod applied;
 mod barriers;
 mod chains;
 mod delta;
+mod device;
 mod drift;
 mod ends;
 mod flood;
@@ -26,6 +27,7 @@ mod report;
 mod routes;
 mod rows;
 mod seam;
+mod summary;
 mod time;
 mod trouble;
 mod unread;
@@ -34,6 +36,7 @@ mod want;
 use crate::desired::Update;
 
 pub use delta::{Cause, Fits, Sides, Table};
+pub use device::{KindWant, LinkWant, gateway_port_mac, gateway_port_name, outer_name};
 pub use gateway::Gateway;
 pub use key::{BridgeRowKey, Family, Key, Kind, LinkId, NeighbourKey, TunnelKey};
 pub use network::{Config, Effect, Home, Network};
@@ -46,7 +49,6 @@ pub use seam::{
     Action, Answer, Event, Failure, FailureKind, FdbPoint, Kernel, LinkChange, LinkRef, NewLink, Op, Place, Query,
 };
 pub use time::Time;
-pub use want::{KindWant, LinkWant, gateway_port_mac, gateway_port_name, outer_name};
 
 /// What is left when a turn ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

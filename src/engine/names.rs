@@ -1,7 +1,7 @@
 //! Names of endpoints' interfaces in a namespace that several of them share: where names pass from one to another, each is given
 //! only when it is free.
 
-use super::{key::LinkId, network::Network, want::outer_name};
+use super::{device::outer_name, key::LinkId, network::Network};
 use crate::model::EndpointId;
 
 impl Network {

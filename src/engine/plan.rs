@@ -6,12 +6,12 @@
 
 use super::{
     delta::Cause,
+    device::{KindWant, LinkWant},
     key::{Key, LinkId, TunnelKey},
     network::{InnerStatus, Netns, Network},
     object::{InnerAt, Link, LinkKind},
     seam::{Action, FailureKind, LinkChange, LinkRef, NewLink, Op, Place},
     time::Time,
-    want::{KindWant, LinkWant},
 };
 
 /// At most so many operations are sent before events are looked at again (also the limit of one send).
