@@ -176,21 +176,26 @@ fn schema_and_decoder_agree_on_endpoints() {
     }
 }
 
-/// The values that the README puts, by the kind that their keys are of.
+/// The values that README and `docs/` put, by the kind that their keys are of.
 #[test]
-fn the_examples_of_the_readme_are_good_by_schema_and_decoder() {
-    let readme = file("README.md").replace("\\\n", " ");
+fn the_examples_of_the_documents_are_good_by_schema_and_decoder() {
     let mut kinds: BTreeMap<&str, usize> = BTreeMap::new();
-    for example in readme.split("etcdctl put ").skip(1) {
-        let Some((key, rest)) = example.split_once(" '").filter(|(key, _)| !key.contains('\n')) else { continue };
-        let Some((value, _)) = rest.split_once('\'') else { continue };
-        let kind = match Key::parse("/vtepd/v1", key.trim().as_bytes()).unwrap() {
-            Key::Node(_) => "node",
-            Key::Network(_) => "network",
-            _ => "endpoint",
-        };
-        assert_agreed(kind, &validator(kind), &serde_json::from_str(value).unwrap(), true);
-        *kinds.entry(kind).or_default() += 1;
+    let pages = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/docs")).unwrap();
+    let pages = pages.map(|page| format!("docs/{}", page.unwrap().file_name().into_string().unwrap()));
+    for page in pages.filter(|page| page.ends_with(".md")).chain(["README.md".to_owned()]) {
+        let text = file(&page).replace("\\\n", " ");
+        for example in text.split("etcdctl put ").skip(1) {
+            let Some((key, rest)) = example.split_once(" '").filter(|(key, _)| !key.contains('\n')) else { continue };
+            let Some((value, _)) = rest.split_once('\'') else { continue };
+            let kind = match Key::parse("/vtepd/v1", key.trim().as_bytes()).unwrap() {
+                Key::Node(_) => "node",
+                Key::Network(_) => "network",
+                _ => "endpoint",
+            };
+            assert_agreed(kind, &validator(kind), &serde_json::from_str(value).unwrap(), true);
+            *kinds.entry(kind).or_default() += 1;
+        }
     }
-    assert_eq!(kinds, [("endpoint", 3), ("network", 1), ("node", 1)].into());
+    let (endpoints, networks, nodes) = (kinds["endpoint"], kinds["network"], kinds["node"]);
+    assert!(endpoints >= 3 && networks >= 1 && nodes >= 1, "{kinds:?}");
 }
