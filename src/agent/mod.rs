@@ -9,6 +9,7 @@ mod history;
 mod journal;
 mod lock;
 mod mailbox;
+mod mounts;
 mod network;
 mod pace;
 mod pages;

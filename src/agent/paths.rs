@@ -1,6 +1,13 @@
-//! Watches the directories in which namespaces are bound, by inotify.
+//! Watches the directories in which namespaces are bound: what appears in them by inotify, what is bound there by mountinfo.
 
-use std::{collections::BTreeMap, io, os::fd::AsFd, path::PathBuf, thread, time::Duration};
+use std::{
+    collections::BTreeMap,
+    io,
+    os::fd::AsFd,
+    path::PathBuf,
+    thread,
+    time::{Duration, Instant},
+};
 
 use nix::{
     errno::Errno,
@@ -10,10 +17,14 @@ use nix::{
 use tokio::sync::mpsc;
 use tracing::warn;
 
+use super::mounts::{self, Mounts};
+
 /// Readings that wait for the director; while it is busy the kernel's own queue holds what follows.
 const SIGHTS: usize = 64;
 /// How long the thread may outlive its receiver, in milliseconds.
 const IDLE: u16 = 1000;
+/// After reading what is mounted there is a rest of so many times what it took.
+const MOUNTS_REST: u32 = 4;
 
 /// What was seen in the watched directories.
 #[derive(Debug, PartialEq, Eq)]
@@ -27,6 +38,7 @@ pub(super) enum Seen {
 #[derive(Debug)]
 struct Watch {
     inotify: Inotify,
+    mounts: Mounts,
     dirs: Vec<PathBuf>,
     watched: BTreeMap<PathBuf, WatchDescriptor>,
 }
@@ -35,10 +47,10 @@ struct Watch {
 /// after the receiver is dropped.
 ///
 /// # Errors
-/// There is no inotify or no thread to be had.
+/// There is no inotify, no `/proc` or no thread to be had.
 pub(super) fn watch(dirs: Vec<PathBuf>) -> io::Result<mpsc::Receiver<Vec<Seen>>> {
     let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
-    let mut watch = Watch { inotify, dirs, watched: BTreeMap::new() };
+    let mut watch = Watch { inotify, mounts: Mounts::open()?, dirs, watched: BTreeMap::new() };
     watch.refresh();
     let (sender, receiver) = mpsc::channel(SIGHTS);
     thread::Builder::new().name("paths".to_owned()).spawn(move || watch.run(&sender))?;
@@ -48,11 +60,10 @@ pub(super) fn watch(dirs: Vec<PathBuf>) -> io::Result<mpsc::Receiver<Vec<Seen>>>
 impl Watch {
     fn run(mut self, sender: &mpsc::Sender<Vec<Seen>>) {
         while !sender.is_closed() {
-            let mut fds = [PollFd::new(self.inotify.as_fd(), PollFlags::POLLIN)];
-            let seen = match poll(&mut fds, IDLE) {
-                Ok(0) | Err(Errno::EINTR) => continue,
-                Ok(_) => self.read(),
-                Err(errno) => Err(errno.into()),
+            let seen = match self.wait() {
+                Ok((false, false)) => continue,
+                Ok((entries, mounts)) => self.look(entries, mounts),
+                Err(error) => Err(error),
             };
             let seen = seen.unwrap_or_else(|error| {
                 warn!(%error, "cannot read what happens in the namespace directories");
@@ -63,6 +74,33 @@ impl Watch {
                 return;
             }
         }
+    }
+
+    /// Waits, but not without end, until directory entries changed or mounts did.
+    fn wait(&self) -> io::Result<(bool, bool)> {
+        let mut fds = [
+            PollFd::new(self.inotify.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.mounts.as_fd(), PollFlags::POLLPRI),
+        ];
+        match poll(&mut fds, IDLE) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        let woken = |fd: &PollFd<'_>| fd.any().unwrap_or(false);
+        let [inotify, mounts] = &fds;
+        Ok((woken(inotify), woken(mounts)))
+    }
+
+    fn look(&mut self, entries: bool, mounts: bool) -> io::Result<Vec<Seen>> {
+        let mut seen = if entries { self.read()? } else { Vec::new() };
+        if mounts {
+            let started = Instant::now();
+            let changed = self.mounts.changed()?;
+            seen.extend(changed.iter().flat_map(|path| mounts::below(&self.dirs, path)).map(Seen::Path));
+            // Every mount on the host wakes us, and all are read: a storm of them takes no more than a fifth of our time.
+            thread::sleep(started.elapsed() * MOUNTS_REST);
+        }
+        Ok(seen)
     }
 
     /// Watches what can be watched now; true when a directory is new.

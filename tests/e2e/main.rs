@@ -16,6 +16,7 @@ mod hostile;
 #[path = "../support/hosts.rs"]
 mod hosts;
 mod lab;
+mod late_netns;
 mod on_host;
 mod outside;
 mod outside6;
