@@ -74,8 +74,8 @@ fuzz: deps ## Try ten million mutated records on decoders and store (FUZZ_EXECUT
 	FUZZ_EXECUTIONS=$(or $(FUZZ_EXECUTIONS),10000000) $(CARGO) test --locked --release --test fuzz
 
 .PHONY: bench
-bench: deps ## Time repair, bursts and convergence beside the tools that do the same
-	$(CARGO) bench --locked --bench agent
+bench: deps ## Print how fast it is beside the tools that do the same (SCALE=small, usual or full)
+	BENCH_SCALE=$(SCALE) $(CARGO) bench --locked --bench agent
 
 .PHONY: install
 install: ## Install program, unit and an example of its settings (after `make release`; needs the right to write there)
