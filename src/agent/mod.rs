@@ -4,6 +4,7 @@
 //! its kernel; the pages show where all of them stand.
 
 mod board;
+mod claim;
 mod director;
 mod history;
 mod journal;
@@ -27,8 +28,8 @@ use tokio::{net::TcpListener, sync::mpsc};
 use tracing::{info, warn};
 
 use self::{
-    director::Director, history::History, lock::Lock, network::Shared, pages::AgentPages, status::Reporter,
-    underlay::Underlay,
+    claim::Claim, director::Director, history::History, lock::Lock, network::Shared, pages::AgentPages,
+    status::Reporter, underlay::Underlay,
 };
 pub use self::{
     reading::read_store,
@@ -56,6 +57,17 @@ pub enum Error {
         instance: String,
         /// The lock file.
         path: String,
+    },
+    /// An agent of another instance, which runs on this host, holds what this one is told to use.
+    #[error(
+        "{setting} is what the agent of instance {instance:?} uses, which runs on this host: give each instance a --link-group, \
+         --gateway-bridge, --gateway-subnet, --run-dir and --listen of its own"
+    )]
+    Rival {
+        /// The setting that both have.
+        setting: String,
+        /// The other's instance.
+        instance: String,
     },
     /// The run directory or the lock in it cannot be made.
     #[error("cannot use the run directory {path}: {error}")]
@@ -95,12 +107,20 @@ pub enum Error {
     ThreadDied(crate::model::Name),
 }
 
+impl Error {
+    /// Whether the settings make no sense here, so that starting again with the same helps nobody.
+    pub fn is_about_settings(&self) -> bool {
+        matches!(self, Self::Rival { .. } | Self::RunDir { .. })
+    }
+}
+
 /// Runs until `shutdown` is there, then ends and leaves the datapath in place.
 ///
 /// # Errors
 /// It cannot start, or cannot go on. What etcd or the kernel refuses for now is no reason to end.
 pub async fn run(settings: Settings, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
     let _lock = Lock::take(&settings.owner.run_dir, &settings.owner.instance)?;
+    let _claim = Claim::take(&settings.owner, settings.with_outside)?;
     let shared = Arc::new(settings.owner.shared(
         settings.netns_roots.clone(),
         settings.resync,

@@ -12,7 +12,13 @@ use clap::{Args, builder::BoolishValueParser};
 use ipnet::{Ipv4Net, Ipv6Net};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::options::{DEFAULT_SUBNET, Instance, Log, Records, duration, gateway_subnet, gateway_subnet6};
+use super::{
+    checks::{absolute, vtep},
+    log::Log,
+    options::{DEFAULT_SUBNET, Instance, Records, duration, gateway_subnet, gateway_subnet6},
+    rights,
+    usage::Failure,
+};
 use crate::{
     agent::{self, Settings},
     model::Name,
@@ -25,7 +31,7 @@ pub(super) struct Arguments {
     #[arg(long, env = "VTEPD_NODE")]
     node: Option<Name>,
     /// This node's VTEP address on the underlay
-    #[arg(long, env = "VTEPD_VTEP")]
+    #[arg(long, env = "VTEPD_VTEP", value_parser = vtep)]
     vtep: Option<IpAddr>,
     #[command(flatten)]
     records: Records,
@@ -33,7 +39,7 @@ pub(super) struct Arguments {
     #[arg(long, env = "VTEPD_LISTEN", default_value = "127.0.0.1:9474")]
     listen: SocketAddr,
     /// Beneath which directories endpoints' namespaces may be; may be given several times
-    #[arg(long = "netns-root", env = "VTEPD_NETNS_ROOT", value_delimiter = ',')]
+    #[arg(long = "netns-root", env = "VTEPD_NETNS_ROOT", value_delimiter = ',', value_parser = absolute)]
     netns_root: Vec<PathBuf>,
     /// IPv4 subnet of the bridge on the host that leads outside; the bridge has its first address
     #[arg(long, env = "VTEPD_GATEWAY_SUBNET", default_value_t = DEFAULT_SUBNET, value_parser = gateway_subnet)]
@@ -57,6 +63,15 @@ pub(super) struct Arguments {
 }
 
 impl Arguments {
+    /// Whether what is told goes together, and this process may do it.
+    pub(super) fn check(&self) -> Result<(), String> {
+        self.records.check()?;
+        if self.node.is_none() {
+            host_name()?;
+        }
+        rights::check().map_err(|error| format!("agent {error}"))
+    }
+
     fn settings(self) -> Result<Settings, String> {
         let etcd = self.records.etcd()?;
         let node = match self.node {
@@ -91,7 +106,7 @@ fn host_name() -> Result<Name, String> {
 
 /// Runs the agent until SIGTERM or SIGINT.
 pub(super) fn run(arguments: Arguments) -> ExitCode {
-    let outcome = arguments.log.start().and_then(|()| {
+    let outcome = arguments.log.start().map_err(Failure::from).and_then(|()| {
         let settings = arguments.settings()?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -100,10 +115,13 @@ pub(super) fn run(arguments: Arguments) -> ExitCode {
             .map_err(|error| format!("cannot start: {error}"))?;
         runtime.block_on(async {
             let shutdown = shutdown().map_err(|error| format!("cannot listen for signals: {error}"))?;
-            agent::run(settings, shutdown).await.map_err(|error| error.to_string())
+            agent::run(settings, shutdown).await.map_err(|error| {
+                let text = error.to_string();
+                if error.is_about_settings() { Failure::Settings(text) } else { Failure::Failed(text) }
+            })
         })
     });
-    super::exit_code(outcome)
+    outcome.map_or_else(Failure::exit, |()| ExitCode::SUCCESS)
 }
 
 fn shutdown() -> std::io::Result<impl Future<Output = ()>> {

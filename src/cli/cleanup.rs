@@ -1,10 +1,16 @@
 //! `vtepd cleanup`
 
-use std::process::ExitCode;
+use std::{
+    io::{self, Write as _},
+    process::ExitCode,
+};
 
 use clap::Args;
 
-use super::options::{DEFAULT_SUBNET, Instance, Log};
+use super::{
+    log::Log,
+    options::{DEFAULT_SUBNET, Instance},
+};
 use crate::agent;
 
 /// The options of the clean-up.
@@ -22,7 +28,7 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
         let (gone, left) =
             agent::cleanup(&arguments.instance.owner(DEFAULT_SUBNET, None)).map_err(|error| error.to_string())?;
         for network in &gone {
-            println!("removed {network}");
+            let _ = writeln!(io::stdout(), "removed {network}");
         }
         let left: Vec<String> = left.iter().map(ToString::to_string).collect();
         if left.is_empty() { Ok(()) } else { Err(format!("could not remove all of {}", left.join(", "))) }

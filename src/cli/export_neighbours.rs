@@ -10,7 +10,7 @@ use std::{
 
 use clap::Args;
 
-use super::options::{Log, Records};
+use super::{log::Log, options::Records};
 use crate::{
     agent,
     desired::{Members, StoreConfig},
@@ -36,7 +36,7 @@ pub(super) struct Arguments {
     #[arg(long, env = "VTEPD_DEVICE", default_value = "vxlan0", value_parser = device)]
     device: String,
     #[command(flatten)]
-    records: Records,
+    pub(super) records: Records,
     #[command(flatten)]
     log: Log,
 }

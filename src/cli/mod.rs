@@ -1,15 +1,21 @@
 //! The command line: one file per verb.
 
 mod agent;
+mod checks;
 mod cleanup;
 pub mod demo;
 mod export_neighbours;
+mod log;
 mod options;
+mod rights;
+mod usage;
 pub mod validate;
 
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+
+use self::usage::Failure;
 
 /// Reconciles VXLAN overlay networks on this host: what etcd says is what the kernel has, and stays.
 #[derive(Debug, Parser)]
@@ -40,9 +46,29 @@ struct DemoArguments {
     keep: bool,
 }
 
+impl Verb {
+    /// Whether what is told goes together.
+    fn check(&self) -> Result<(), String> {
+        match self {
+            Self::Agent(arguments) => arguments.check(),
+            Self::Cleanup(_) => rights::check().map_err(|error| format!("cleanup {error}")),
+            Self::ExportNeighbours(arguments) => arguments.records.check(),
+            Self::Validate(arguments) => arguments.check(),
+            Self::Demo(_) => Ok(()),
+        }
+    }
+}
+
 /// Runs the program.
 pub fn main() -> ExitCode {
-    match Cli::parse().verb {
+    let verb = match Cli::try_parse() {
+        Ok(cli) => cli.verb,
+        Err(error) => return usage::answer(&error),
+    };
+    if let Err(error) = verb.check() {
+        return Failure::Settings(error).exit();
+    }
+    match verb {
         Verb::Agent(arguments) => agent::run(*arguments),
         Verb::Cleanup(arguments) => cleanup::run(&arguments),
         Verb::Demo(DemoArguments { keep }) => match std::env::current_exe() {
@@ -58,9 +84,6 @@ pub fn main() -> ExitCode {
 fn exit_code(outcome: Result<(), String>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("vtepd: {error}");
-            ExitCode::FAILURE
-        }
+        Err(error) => Failure::Failed(error).exit(),
     }
 }

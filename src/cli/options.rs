@@ -2,10 +2,10 @@
 
 use std::{fs, net::Ipv4Addr, path::PathBuf, time::Duration};
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use ipnet::{Ipv4Net, Ipv6Net};
-use tracing_subscriber::EnvFilter;
 
+use super::checks::{certificates, etcd_url, prefix, private_key, readable};
 use crate::{
     agent::Owner,
     desired::OutsideConfig,
@@ -13,45 +13,14 @@ use crate::{
     model::nft::{Family, TableId},
 };
 
-/// How log lines look.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub(super) enum LogFormat {
-    Text,
-    Json,
-}
-
-/// Logging, to standard error.
-#[derive(Args, Clone, Debug)]
-pub(super) struct Log {
-    /// How log lines look
-    #[arg(long, env = "VTEPD_LOG_FORMAT", value_enum, default_value = "text")]
-    log_format: LogFormat,
-    /// Which log lines are written: a level, or a filter such as vtepd=debug
-    #[arg(long, env = "VTEPD_LOG_LEVEL", default_value = "info")]
-    log_level: String,
-}
-
-impl Log {
-    /// Starts logging.
-    pub(super) fn start(&self) -> Result<(), String> {
-        let filter = EnvFilter::try_new(&self.log_level).map_err(|error| format!("--log-level: {error}"))?;
-        let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-        let started = match self.log_format {
-            LogFormat::Text => subscriber.with_ansi(false).try_init(),
-            LogFormat::Json => subscriber.json().try_init(),
-        };
-        started.map_err(|error| error.to_string())
-    }
-}
-
 /// Where the records are.
 #[derive(Args, Clone, Debug)]
 pub(super) struct Records {
     /// URLs of etcd's members
-    #[arg(long, env = "VTEPD_ETCD", value_delimiter = ',', required = true)]
+    #[arg(long, env = "VTEPD_ETCD", value_delimiter = ',', required = true, value_parser = etcd_url)]
     etcd: Vec<String>,
     /// Prefix of all keys
-    #[arg(long, env = "VTEPD_PREFIX", default_value = "/vtepd/v1")]
+    #[arg(long, env = "VTEPD_PREFIX", default_value = "/vtepd/v1", value_parser = prefix)]
     pub(super) prefix: String,
     /// Prefix of Docker's layout of keys, such as /docker/network/v1.0, which is then read as well
     #[arg(long, env = "VTEPD_DOCKER_PREFIX", value_parser = docker_prefix)]
@@ -60,23 +29,39 @@ pub(super) struct Records {
     #[arg(long, env = "VTEPD_ETCD_USER", requires = "etcd_password_file")]
     etcd_user: Option<String>,
     /// File with the etcd user's password
-    #[arg(long, env = "VTEPD_ETCD_PASSWORD_FILE", requires = "etcd_user")]
+    #[arg(long, env = "VTEPD_ETCD_PASSWORD_FILE", requires = "etcd_user", value_parser = readable)]
     etcd_password_file: Option<PathBuf>,
     /// File with the certificate authority of etcd's servers (PEM)
-    #[arg(long, env = "VTEPD_ETCD_CA")]
+    #[arg(long, env = "VTEPD_ETCD_CA", value_parser = certificates)]
     etcd_ca: Option<PathBuf>,
     /// File with the client's certificate (PEM)
-    #[arg(long, env = "VTEPD_ETCD_CERT", requires = "etcd_key")]
+    #[arg(long, env = "VTEPD_ETCD_CERT", requires = "etcd_key", value_parser = certificates)]
     etcd_cert: Option<PathBuf>,
     /// File with the client's key (PEM)
-    #[arg(long, env = "VTEPD_ETCD_KEY", requires = "etcd_cert")]
+    #[arg(long, env = "VTEPD_ETCD_KEY", requires = "etcd_cert", value_parser = private_key)]
     etcd_key: Option<PathBuf>,
 }
 
 impl Records {
+    /// Whether what is told goes together.
+    pub(super) fn check(&self) -> Result<(), String> {
+        prefixes_apart(&self.prefix, self.docker_prefix.as_deref())?;
+        let has_tls = self.etcd_ca.is_some() || self.etcd_cert.is_some();
+        for url in &self.etcd {
+            if url.starts_with("https://") && self.etcd_ca.is_none() {
+                return Err(format!(
+                    "--etcd {url} needs --etcd-ca: the file with the authority that etcd's certificate is by"
+                ));
+            }
+            if url.starts_with("http://") && has_tls {
+                return Err(format!("--etcd {url} is not encrypted although files for TLS are given: write https://"));
+            }
+        }
+        Ok(())
+    }
+
     /// How to reach etcd, for the native prefix.
     pub(super) fn etcd(&self) -> Result<etcd::Config, String> {
-        prefixes_apart(&self.prefix, self.docker_prefix.as_deref())?;
         let user = match (&self.etcd_user, &self.etcd_password_file) {
             (Some(user), Some(file)) => {
                 let password = fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))?;

@@ -12,7 +12,10 @@ use std::{
 use clap::Args;
 use serde::Deserialize;
 
-use super::options::{docker_prefix, prefixes_apart};
+use super::{
+    checks,
+    options::{docker_prefix, prefixes_apart},
+};
 use crate::{
     desired::{Store, StoreConfig},
     model::Name,
@@ -26,7 +29,7 @@ const MAX_LINE: usize = 2 * docker::MAX_VALUE;
 #[derive(Args, Debug)]
 pub struct Arguments {
     /// Prefix of all keys
-    #[arg(long, env = "VTEPD_PREFIX", default_value = "/vtepd/v1")]
+    #[arg(long, env = "VTEPD_PREFIX", default_value = "/vtepd/v1", value_parser = checks::prefix)]
     prefix: String,
     /// Prefix of Docker's layout of keys, whose records are judged as well
     #[arg(long, env = "VTEPD_DOCKER_PREFIX", value_parser = docker_prefix)]
@@ -34,6 +37,13 @@ pub struct Arguments {
     /// Files with one JSON object {"key":…,"value":…} a line; - is standard input
     #[arg(required = true)]
     files: Vec<PathBuf>,
+}
+
+impl Arguments {
+    /// Whether what is told goes together.
+    pub(super) fn check(&self) -> Result<(), String> {
+        prefixes_apart(&self.prefix, self.docker_prefix.as_deref())
+    }
 }
 
 /// Judges all files as one set of records.
@@ -52,9 +62,6 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
         input = Box::new(input.chain(next).chain(&b"\n"[..]));
     }
     let docker = arguments.docker_prefix.as_deref();
-    if let Err(error) = prefixes_apart(&arguments.prefix, docker) {
-        return super::exit_code(Err(error));
-    }
     match validate(&arguments.prefix, docker, io::BufReader::new(input), &mut io::stdout().lock()) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
