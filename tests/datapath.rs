@@ -117,7 +117,7 @@ impl Datapath {
         run("ip netns add test1");
         let mut this = Self::new();
         let now = this.now();
-        this.network.want(desired(remotes), now);
+        this.network.update(desired(remotes), now);
         this.until("in sync", |this| this.network.in_sync());
         this.notes.clear();
         this
@@ -302,7 +302,7 @@ fn the_flood_list_of_a_network_that_floods_is_what_bridge_shows_and_stays() {
     }
     let endpoints = vec![(id("n3", "e100"), Some(elsewhere))];
     let now = datapath.now();
-    datapath.network.want(Update { revision: 2, spec: Some(Some(Arc::new(flooding))), endpoints }, now);
+    datapath.network.update(Update { revision: 2, spec: Some(Some(Arc::new(flooding))), endpoints }, now);
     datapath.until("in sync", |this| this.network.in_sync());
     assert_eq!((list(), proxy()), (vec![row(11), row(12)], false));
     assert_eq!(datapath.drift(), [], "a device that is made anew for it is no drift");
@@ -325,11 +325,11 @@ fn the_flood_list_of_a_network_that_floods_is_what_bridge_shows_and_stays() {
 
     let now = datapath.now();
     let endpoints = vec![(id("n3", "e100"), None)];
-    datapath.network.want(Update { revision: 3, spec: None, endpoints }, now);
+    datapath.network.update(Update { revision: 3, spec: None, endpoints }, now);
     datapath.until("in sync", |this| this.network.in_sync());
     assert_eq!(list(), [row(11)], "its last endpoint took the row with it");
     let now = datapath.now();
-    datapath.network.want(Update { revision: 4, spec: Some(Some(Arc::new(spec()))), endpoints: Vec::new() }, now);
+    datapath.network.update(Update { revision: 4, spec: Some(Some(Arc::new(spec()))), endpoints: Vec::new() }, now);
     datapath.until("in sync", |this| this.network.in_sync());
     assert_eq!((list(), proxy()), (vec![], true));
     datapath.resyncs_without_an_operation();
@@ -533,7 +533,7 @@ fn a_deleted_overlay_namespace_is_built_again_and_counts_once() {
     let mut datapath = Datapath::converged(50);
     let before = picture();
     run("ip netns del vtepd-overlay-demo");
-    datapath.network.hear(Event::Netns, Time::default());
+    datapath.network.event(Event::Netns, Time::default());
     datapath.until("drifted", |this| !this.drift().is_empty());
     datapath.until("repaired", |this| this.network.in_sync());
     assert_eq!(datapath.drift(), [(Kind::Netns, MISSING)], "{:#?}", datapath.notes);
@@ -547,18 +547,18 @@ fn an_agent_without_memory_finds_everything_right_or_takes_it_down() {
     let mut datapath = Datapath::converged(50);
     (datapath.network, datapath.kernel) = agent();
     let now = datapath.now();
-    datapath.network.want(desired(50), now);
+    datapath.network.update(desired(50), now);
     datapath.until("in sync", |this| this.network.in_sync());
     assert_eq!(datapath.ops(), 0, "{:#?}", datapath.notes);
 
     run("bridge -n vtepd-overlay-demo fdb add 02:42:0a:63:63:63 dev vxlan1 dst 192.0.2.1 self permanent");
     (datapath.network, datapath.kernel) = agent();
-    datapath.network.want(desired(40), now);
+    datapath.network.update(desired(40), now);
     datapath.until("in sync", |this| this.network.in_sync());
     assert_eq!(datapath.ops(), 1 + 10 * 3, "the stray row and ten endpoints' rows and neighbours");
 
     (datapath.network, datapath.kernel) = agent();
-    datapath.network.want(Update { revision: 2, spec: Some(None), endpoints: Vec::new() }, now);
+    datapath.network.update(Update { revision: 2, spec: Some(None), endpoints: Vec::new() }, now);
     while datapath.turn() != Turn::Gone {}
     assert!(!run("ip netns").contains("vtepd-"));
     assert!(!run("ip -n test1 link").contains("eth0"));
@@ -569,13 +569,13 @@ fn an_endpoint_is_wired_when_its_namespace_appears_and_gone_with_it() {
     let mut datapath = Datapath::converged(5);
     run("ip netns del test1");
     let path = PathBuf::from("/run/netns/test1");
-    datapath.network.hear(Event::Path(path.clone()), Time::default());
+    datapath.network.event(Event::Path(path.clone()), Time::default());
     let outer = outer_name(&id("n1", "test1"));
     let there = |outer: &str| run("ip -n vtepd-overlay-demo link").contains(outer);
     datapath.until("unwired", |_| !there(&outer));
     assert_eq!(datapath.drift(), [], "a container that ends is no drift");
     run("ip netns add test1");
-    datapath.network.hear(Event::Path(path), Time::default());
+    datapath.network.event(Event::Path(path), Time::default());
     datapath.until("wired", |this| this.network.in_sync() && there(&outer));
     assert_eq!(datapath.drift(), []);
     datapath.resyncs_without_an_operation();
@@ -588,7 +588,7 @@ fn a_foreign_namespace_of_that_name_is_left_alone() {
     run("ip -n vtepd-overlay-demo link add mine type bridge");
     let mut datapath = Datapath::new();
     let now = datapath.now();
-    datapath.network.want(desired(1), now);
+    datapath.network.update(desired(1), now);
     datapath.turn();
     let blocked = datapath.network.summary().blocked;
     assert_eq!((blocked.len(), blocked[0].kind, blocked[0].reason), (1, Kind::Netns, "exists"));

@@ -130,7 +130,7 @@ impl Host {
             if !self.engines.contains_key(&name) && !matches!(update.spec, Some(Some(_))) {
                 continue;
             }
-            self.engines.entry(name.clone()).or_insert_with(|| Network::new(config(&name))).want(update, now);
+            self.engines.entry(name.clone()).or_insert_with(|| Network::new(config(&name))).update(update, now);
         }
     }
 
@@ -147,7 +147,7 @@ impl Host {
             for (name, kernel) in &self.kernels {
                 if kernel.overlay.is_some() && !self.engines.contains_key(name) {
                     let mut engine = Network::new(config(name));
-                    engine.want(Update { revision: etcd.revision, spec: Some(None), endpoints: Vec::new() }, now);
+                    engine.update(Update { revision: etcd.revision, spec: Some(None), endpoints: Vec::new() }, now);
                     self.engines.insert(name.clone(), engine);
                 }
             }

@@ -129,10 +129,10 @@ fn run(name: &Name, shared: &Shared, mailbox: &Mailbox) {
         told |= !work.updates.is_empty();
         engine.network().hold_removals(work.hold);
         for (update, received) in work.updates {
-            engine.want(update, received);
+            engine.update(update, received);
         }
         match work.paths {
-            Some(paths) => paths.into_iter().for_each(|path| engine.network().hear(Event::Path(path), shared.now())),
+            Some(paths) => paths.into_iter().for_each(|path| engine.network().event(Event::Path(path), shared.now())),
             None => engine.network().resync("overrun", shared.now()),
         }
         let mut paced = OneRemovalAtATime { kernel: &mut kernel, removal: &shared.removal };

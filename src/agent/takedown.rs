@@ -43,7 +43,7 @@ fn take_down(network: &Name, shared: &Shared) -> bool {
     let mut kernel = shared.kernel_of(network);
     let mut engine = shared.engine_of(network);
     let start = shared.now();
-    engine.want(Update { revision: 0, spec: Some(None), endpoints: Vec::new() }, start);
+    engine.update(Update { revision: 0, spec: Some(None), endpoints: Vec::new() }, start);
     while shared.now().since(start) < PATIENCE {
         let mut kernel = OneRemovalAtATime { kernel: &mut kernel, removal: &shared.removal };
         match turn(&mut *engine, &mut kernel, || shared.now(), 1000) {

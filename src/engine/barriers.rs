@@ -1,11 +1,7 @@
 //! What somebody else's firewall does to the way outside: a chain at the forward hook whose policy drops what no rule accepts, as
 //! Docker makes one. Nothing of it is touched; which rule to add is said.
 
-use super::{
-    key::Kind,
-    network::{Home, Network},
-    report::Blocked,
-};
+use super::{config::Home, key::Kind, network::Network, report::Blocked};
 use crate::model::nft::{Chain, Comparison, Connection, Expression, Meta, Rule, Ruleset, Verdict};
 
 /// Where Docker leaves room for rules of others.
@@ -15,13 +11,13 @@ impl Network {
     /// Takes the tables in which a chain at the forward hook drops by its policy.
     pub(super) fn observe_barriers(&mut self, tables: &[Ruleset]) {
         let Home::Host { bridge, .. } = &self.config.home else { return };
-        let foreign = tables.iter().filter(|ruleset| !self.is_own_table(&ruleset.table));
-        self.barriers = foreign.filter_map(|ruleset| barrier(ruleset, bridge)).collect();
+        let foreign = tables.iter().filter(|ruleset| !self.config.is_own_table(&ruleset.table));
+        self.tables.barriers = foreign.filter_map(|ruleset| barrier(ruleset, bridge)).collect();
     }
 
     /// The way outside that is barred, where there is one at all.
     pub(super) fn barred(&self) -> impl Iterator<Item = Blocked> {
-        self.barriers.iter().filter(|_| self.spec.is_some()).map(|message| Blocked {
+        self.tables.barriers.iter().filter(|_| self.desired.spec.is_some()).map(|message| Blocked {
             object: "forwarding from and to the gateway bridge".to_owned(),
             kind: Kind::Nat,
             reason: "forward_policy",

@@ -57,24 +57,41 @@ impl<D: Fits<O>, O> Sides<D, O> {
     }
 }
 
+/// What can be said of a table whatever its objects are.
+pub trait Differences {
+    /// How many are desired.
+    fn desired_len(&self) -> usize;
+
+    /// How many are observed.
+    fn observed_len(&self) -> usize;
+
+    /// How many are observed and not desired.
+    fn leftovers(&self) -> usize;
+
+    /// Whether no sides differ.
+    fn in_sync(&self) -> bool;
+}
+
 /// Objects of one kind. A change of either side of one object costs O(log n), never a pass over the others.
 #[derive(Clone, Debug)]
 pub struct Table<K, D, O = D> {
     rows: BTreeMap<K, Sides<D, O>>,
     differing: BTreeSet<K>,
+    /// Those that came to agree since [`Self::take_agreed`], while somebody asks.
+    agreed: Option<Vec<K>>,
     desired: usize,
     observed: usize,
 }
 
 impl<K, D, O> Default for Table<K, D, O> {
     fn default() -> Self {
-        Self { rows: BTreeMap::new(), differing: BTreeSet::new(), desired: 0, observed: 0 }
+        Self { rows: BTreeMap::new(), differing: BTreeSet::new(), agreed: None, desired: 0, observed: 0 }
     }
 }
 
 impl<K: Ord + Clone, D: Fits<O> + PartialEq, O: PartialEq> Table<K, D, O> {
     /// Sets the desired side; `None` when it should not be there. True when that is news.
-    pub fn want(&mut self, key: &K, desired: Option<D>) -> bool {
+    pub fn set_desired(&mut self, key: &K, desired: Option<D>) -> bool {
         let had = self.desired_of(key);
         if had == desired.as_ref() {
             return false;
@@ -89,7 +106,7 @@ impl<K: Ord + Clone, D: Fits<O> + PartialEq, O: PartialEq> Table<K, D, O> {
 
     /// Sets the observed side to what was read or acknowledged; `None` when it is not there. True when the sides agreed
     /// before and do so no longer: observed left desired.
-    pub fn saw(&mut self, key: &K, observed: Option<O>, cause: Cause) -> bool {
+    pub fn set_observed(&mut self, key: &K, observed: Option<O>, cause: Cause) -> bool {
         let had = self.observed_of(key);
         if had == observed.as_ref() {
             return false;
@@ -111,7 +128,11 @@ impl<K: Ord + Clone, D: Fits<O> + PartialEq, O: PartialEq> Table<K, D, O> {
             self.rows.entry(key.clone()).or_insert(Sides { desired: None, observed: None, cause: Cause::Change });
         change(sides);
         if sides.agree() {
-            self.differing.remove(key);
+            if self.differing.remove(key)
+                && let Some(agreed) = &mut self.agreed
+            {
+                agreed.push(key.clone());
+            }
         } else if !self.differing.contains(key) {
             self.differing.insert(key.clone());
         }
@@ -165,24 +186,27 @@ impl<K: Ord + Clone, D: Fits<O> + PartialEq, O: PartialEq> Table<K, D, O> {
         self.rows.iter()
     }
 
-    /// How many are desired.
-    pub fn desired_len(&self) -> usize {
+    /// The objects that came to agree since the last call, while `asked` was true; `asked` is whether to remember them from now on.
+    pub fn take_agreed(&mut self, asked: bool) -> Vec<K> {
+        std::mem::replace(&mut self.agreed, asked.then(Vec::new)).unwrap_or_default()
+    }
+}
+
+impl<K: Ord, D, O> Differences for Table<K, D, O> {
+    fn desired_len(&self) -> usize {
         self.desired
     }
 
-    /// How many are observed.
-    pub fn observed_len(&self) -> usize {
+    fn observed_len(&self) -> usize {
         self.observed
     }
 
-    /// How many are observed and not desired.
-    pub fn leftovers(&self) -> usize {
+    fn leftovers(&self) -> usize {
         let undesired = |key: &&K| self.rows.get(*key).is_some_and(|sides| sides.desired.is_none());
         self.differing.iter().filter(undesired).count()
     }
 
-    /// Whether no sides differ.
-    pub fn in_sync(&self) -> bool {
+    fn in_sync(&self) -> bool {
         self.differing.is_empty()
     }
 }
@@ -208,9 +232,9 @@ mod tests {
                     None => { side.remove(&key); }
                 }
                 if is_desired {
-                    table.want(&key, value);
+                    table.set_desired(&key, value);
                 } else {
-                    table.saw(&key, value, Cause::Repair);
+                    table.set_observed(&key, value, Cause::Repair);
                 }
                 let expected: Vec<u8> = (0..8).filter(|key| desired.get(key) != observed.get(key)).collect();
                 prop_assert_eq!(table.differing().copied().collect::<Vec<_>>(), expected);
@@ -222,10 +246,10 @@ mod tests {
     #[test]
     fn the_cause_is_the_side_that_moved_last() {
         let mut table: Table<u8, u8> = Table::default();
-        table.want(&1, Some(1));
+        table.set_desired(&1, Some(1));
         assert_eq!(table.get(&1).map(|sides| sides.cause), Some(Cause::Change));
-        table.saw(&1, Some(1), Cause::Change);
-        table.saw(&1, None, Cause::Repair);
+        table.set_observed(&1, Some(1), Cause::Change);
+        table.set_observed(&1, None, Cause::Repair);
         assert_eq!(table.get(&1).map(|sides| sides.cause), Some(Cause::Repair));
     }
 }

@@ -3,9 +3,10 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use super::{
+    config::Home,
     delta::Fits,
     key::LinkId,
-    network::{Home, Network},
+    network::Network,
     object::{Link, LinkKind, Port},
 };
 use crate::{
@@ -181,24 +182,20 @@ fn device_mac(of: &str) -> Mac {
 }
 
 impl Network {
-    pub(super) fn outer_name_of(&self, id: &EndpointId) -> String {
-        if self.config.home.is_host() { gateway_port_name(id) } else { outer_name(id) }
-    }
-
     /// Sets the desired side of all links, where it depends on what was found: numbers in names, indices of bridges.
     pub(super) fn refresh_links(&mut self) {
-        let Some(spec) = self.spec.clone() else { return };
+        let Some(spec) = self.desired.spec.clone() else { return };
         for segment in &spec.segments {
             self.refresh_segment(segment);
         }
-        let ids: Vec<EndpointId> = self.locals.keys().cloned().collect();
+        let ids: Vec<EndpointId> = self.locals.by_id.keys().cloned().collect();
         for id in ids {
             self.refresh_local(&id);
         }
     }
 
     fn refresh_segment(&mut self, segment: &Segment) {
-        let Some(number) = self.numbers.get(&segment.vni).copied() else { return };
+        let Some(number) = self.desired.numbers.get(&segment.vni).copied() else { return };
         let (name, adopt) = match &self.config.home {
             Home::Overlay(_) => (format!("br{number}"), false),
             Home::Host { bridge, adopt } => (bridge.clone(), *adopt),
@@ -217,28 +214,28 @@ impl Network {
             mac: device_mac(&format!("{} {}", self.config.name, segment.vni)),
             mtu: segment.mtu,
             group: self.config.group,
-            kind: KindWant::Vxlan { vni: segment.vni, tunnel, bridge: self.bridge_index(segment.vni) },
+            kind: KindWant::Vxlan { vni: segment.vni, tunnel, bridge: self.tables.bridge_index(segment.vni) },
         };
         self.want_link(&LinkId::Vxlan(segment.vni), Some(vxlan));
     }
 
     /// Sets the desired side of a wired endpoint's two ends.
     pub(super) fn refresh_local(&mut self, id: &EndpointId) {
-        let Some(local) = self.locals.get(id).filter(|local| local.wired()) else { return };
+        let Some(local) = self.locals.by_id.get(id).filter(|local| local.wired()) else { return };
         let local = &local.spec;
-        let Some(spec) = &self.spec else { return };
+        let Some(spec) = &self.desired.spec else { return };
         let Some(segment) = spec.segment(local.vni) else { return };
         let own_address = local.addresses.iter().find_map(|net| match net.addr() {
             IpAddr::V4(address) if self.config.home.is_host() => Some(address),
             _ => None,
         });
         let outer = LinkWant {
-            name: self.outer_name_of(id),
+            name: self.config.outer_name(id),
             mac: own_address.map_or_else(|| device_mac(&format!("{} {id}", self.config.name)), gateway_port_mac),
             mtu: segment.mtu,
             group: self.config.group,
             kind: KindWant::Outer {
-                bridge: self.bridge_index(local.vni),
+                bridge: self.tables.bridge_index(local.vni),
                 isolated: self.config.home.is_host(),
                 locked: spec.spoof_guard,
             },
@@ -249,15 +246,11 @@ impl Network {
             mtu: segment.mtu,
             group: self.config.group,
             kind: KindWant::Inner {
-                outer: self.links.observed_of(&LinkId::Outer(id.clone())).map(|link| link.ifindex),
+                outer: self.tables.links.observed_of(&LinkId::Outer(id.clone())).map(|link| link.ifindex),
             },
         };
         self.want_link(&LinkId::Outer(id.clone()), Some(outer));
         self.want_link(&LinkId::Inner(id.clone()), Some(inner));
         self.refresh_guard(id);
-    }
-
-    pub(super) fn bridge_index(&self, vni: Vni) -> Option<u32> {
-        self.links.observed_of(&LinkId::Bridge(vni)).map(|link| link.ifindex)
     }
 }

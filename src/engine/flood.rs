@@ -7,14 +7,14 @@ use std::{
 };
 
 use super::{
-    delta::{Cause, Table},
+    delta::Cause,
+    interface::{Action, Op},
     key::{Family, Key, LinkId, NeighbourKey, TunnelKey},
-    network::{Network, TunnelSeen},
-    plan::Planned,
+    network::Network,
+    plan::{Plan, Planned},
+    reads::ReadCause,
     routes::routed,
-    seam::{Action, Op},
-    time::Time,
-    unread::ReadCause,
+    tables::TunnelSeen,
 };
 use crate::{
     desired::{EndpointSpec, NetworkSpec, Segment},
@@ -29,31 +29,22 @@ fn cannot_resolve(spec: &NetworkSpec, vni: Vni, ip: IpAddr) -> bool {
 }
 
 impl Network {
-    /// The table that a row of a VXLAN device is in.
-    pub(super) const fn tunnel_rows(&self, key: &TunnelKey) -> &Table<TunnelKey, IpAddr, TunnelSeen> {
-        if key.dst.is_some() { &self.flood_rows } else { &self.tunnels }
-    }
-
-    pub(super) const fn tunnel_rows_mut(&mut self, key: &TunnelKey) -> &mut Table<TunnelKey, IpAddr, TunnelSeen> {
-        if key.dst.is_some() { &mut self.flood_rows } else { &mut self.tunnels }
-    }
-
     /// Counts an endpoint as behind its VTEP, or no longer; the VTEP where its row comes or goes with that.
     pub(super) fn count_vtep(&mut self, endpoint: &EndpointSpec, there: bool) -> Option<IpAddr> {
         let EndpointSpec::Remote(remote) = endpoint else { return None };
-        let count = self.vteps.entry(remote.vtep).or_default();
+        let count = self.desired.vteps.entry(remote.vtep).or_default();
         let before = *count;
         *count = if there { before + 1 } else { before.saturating_sub(1) };
         let after = *count;
         if after == 0 {
-            self.vteps.remove(&remote.vtep);
+            self.desired.vteps.remove(&remote.vtep);
         }
         ((before == 0) != (after == 0)).then_some(remote.vtep)
     }
 
     /// Sets what the bridge knows of a remote endpoint by itself: nothing, unless the network floods and is routed.
     pub(super) fn want_on_bridge(&mut self, vni: Vni, ip: IpAddr, mac: Mac, there: bool) {
-        let wanted = there && self.spec.as_ref().is_some_and(|spec| cannot_resolve(spec, vni, ip));
+        let wanted = there && self.desired.spec.as_ref().is_some_and(|spec| cannot_resolve(spec, vni, ip));
         self.want_neighbour(NeighbourKey { vni, on_bridge: true, ip }, mac, wanted);
     }
 
@@ -66,10 +57,10 @@ impl Network {
             };
             spec.into_iter().flat_map(|spec| spec.segments.iter().map(move |segment| of(spec, segment))).collect()
         };
-        if how(before) == how(self.spec.as_deref()) {
+        if how(before) == how(self.desired.spec.as_deref()) {
             return;
         }
-        let remotes = self.endpoints.values().filter_map(|endpoint| match endpoint {
+        let remotes = self.desired.endpoints.values().filter_map(|endpoint| match endpoint {
             EndpointSpec::Remote(remote) => Some((remote.vni, remote.mac, remote.ips.clone())),
             _ => None,
         });
@@ -80,7 +71,7 @@ impl Network {
 
     /// Sets the desired rows of these VTEPs in every segment: a host of the network has all of them.
     pub(super) fn refresh_flood(&mut self, vteps: &BTreeSet<IpAddr>) {
-        let Some(spec) = self.spec.clone() else { return };
+        let Some(spec) = self.desired.spec.clone() else { return };
         for segment in &spec.segments {
             for vtep in vteps {
                 self.want_flood_row(segment.vni, *vtep);
@@ -90,20 +81,21 @@ impl Network {
 
     /// Sets all desired rows of a segment.
     pub(super) fn refresh_flood_list(&mut self, vni: Vni) {
-        let desired = self.flood_rows.desired_in(TunnelKey::all_of(vni)).into_iter().filter_map(|key| key.dst);
-        let vteps: BTreeSet<IpAddr> = desired.chain(self.vteps.keys().copied()).collect();
+        let desired = self.tables.flood_rows.desired_in(TunnelKey::all_of(vni)).into_iter().filter_map(|key| key.dst);
+        let vteps: BTreeSet<IpAddr> = desired.chain(self.desired.vteps.keys().copied()).collect();
         for vtep in vteps {
             self.want_flood_row(vni, vtep);
         }
     }
 
     fn want_flood_row(&mut self, vni: Vni, vtep: IpAddr) {
-        let tunnel = self.spec.as_ref().and_then(|spec| spec.segment(vni)?.tunnel).filter(|tunnel| tunnel.flood);
+        let tunnel =
+            self.desired.spec.as_ref().and_then(|spec| spec.segment(vni)?.tunnel).filter(|tunnel| tunnel.flood);
         // What this host floods it has itself.
-        let wanted = tunnel.is_some_and(|tunnel| tunnel.local != vtep) && self.vteps.contains_key(&vtep);
+        let wanted = tunnel.is_some_and(|tunnel| tunnel.local != vtep) && self.desired.vteps.contains_key(&vtep);
         let key = TunnelKey { vni, mac: Mac::ZERO, dst: Some(vtep) };
-        if self.flood_rows.want(&key, wanted.then_some(vtep)) {
-            self.desired_moved(&Key::Tunnel(key));
+        if self.tables.flood_rows.set_desired(&key, wanted.then_some(vtep)) {
+            self.episodes.desired_moved(&Key::Tunnel(key));
         }
     }
 
@@ -111,17 +103,17 @@ impl Network {
     /// drivers/net/vxlan), and a dump may skip rows while others are deleted: a row is gone when two dumps in a row miss it.
     pub(super) fn observe_flood_list(&mut self, ifindex: u32, vni: Vni, shown: &BTreeSet<TunnelKey>, cause: ReadCause) {
         for key in shown {
-            self.unread.doubted.remove(key);
+            self.reads.doubted.remove(key);
         }
-        let known = self.flood_rows.observed_in(TunnelKey::all_of(vni));
+        let known = self.tables.flood_rows.observed_in(TunnelKey::all_of(vni));
         for key in known.into_iter().filter(|key| !shown.contains(key)) {
-            if self.unread.doubted.insert(key) {
-                self.unread.fdb_dump(ifindex, cause);
+            if self.reads.doubted.insert(key) {
+                self.reads.fdb_dump(ifindex, cause);
                 continue;
             }
-            self.unread.doubted.remove(&key);
-            if self.flood_rows.saw(&key, None, cause.into()) && cause == ReadCause::Foreign {
-                self.drift.suspect(Key::Tunnel(key));
+            self.reads.doubted.remove(&key);
+            if self.tables.flood_rows.set_observed(&key, None, cause.into()) && cause == ReadCause::Foreign {
+                self.episodes.suspect(Key::Tunnel(key));
             }
         }
         self.look_at_links_of_suspects(BTreeSet::from([ifindex]));
@@ -129,24 +121,25 @@ impl Network {
 
     /// All rows of a flood list are gone: these.
     pub(super) fn lose_flood_list(&mut self, vni: Vni, cause: Cause) -> Vec<TunnelKey> {
-        let lost = self.flood_rows.observed_in(TunnelKey::all_of(vni));
+        let lost = self.tables.lose_flood_rows(vni, cause);
         for key in &lost {
-            self.flood_rows.saw(key, None, cause);
-            self.unread.doubted.remove(key);
+            self.reads.doubted.remove(key);
         }
         lost
     }
+}
 
+impl Plan<'_> {
     /// Missing rows before those that should not be there: an endpoint that moves is at no time without one.
-    pub(super) fn flood_ops(&self, now: Time) -> impl Iterator<Item = Planned> {
-        let missing = |key: &&TunnelKey| self.flood_rows.observed_of(key).is_none();
-        let missing = self.flood_rows.differing().filter(missing);
-        let others = self.flood_rows.differing().filter(|key| self.flood_rows.observed_of(key).is_some());
+    pub(super) fn flood_ops(&self) -> impl Iterator<Item = Planned> {
+        let missing = |key: &&TunnelKey| self.tables.flood_rows.observed_of(key).is_none();
+        let missing = self.tables.flood_rows.differing().filter(missing);
+        let others = self.tables.flood_rows.differing().filter(|key| self.tables.flood_rows.observed_of(key).is_some());
         let mut anew = BTreeSet::new();
         missing.chain(others).filter_map(move |key| {
-            let sides = self.flood_rows.get(key)?;
-            self.links.desired_of(&LinkId::Vxlan(key.vni))?;
-            let ifindex = self.links.observed_of(&LinkId::Vxlan(key.vni))?.ifindex;
+            let sides = self.tables.flood_rows.get(key)?;
+            self.tables.links.desired_of(&LinkId::Vxlan(key.vni))?;
+            let ifindex = self.tables.links.observed_of(&LinkId::Vxlan(key.vni))?.ifindex;
             let mac = key.mac;
             let (action, op) = match (sides.desired, sides.observed) {
                 (Some(dst), None) => (Action::Add, Op::PutFdb { ifindex, mac, dst }),
@@ -158,7 +151,7 @@ impl Network {
                 _ if anew.insert(key.vni) => (Action::Delete, Op::DeleteFdb { ifindex, mac, dst: None }),
                 _ => return None,
             };
-            self.planned(Key::Tunnel(*key), action, sides.cause, op, now)
+            self.planned(Key::Tunnel(*key), action, sides.cause, op)
         })
     }
 }

@@ -14,13 +14,14 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{
     Reconciler,
+    config::{Config, Home},
     device::{address_of_gateway_port, gateway_port_name},
+    interface::{Answer, Failure, FailureKind, Query},
     key::Kind,
     links::is_gateway_port,
-    network::{Config, Effect, Home, Network},
+    network::{Effect, Network},
     object::{Address, Link, LinkKind},
     report::{Blocked, Note, Summary},
-    seam::{Answer, Failure, FailureKind, Query},
     time::Time,
 };
 use crate::{
@@ -93,7 +94,7 @@ impl Gateway {
             self.without.clear();
         }
         // What was found and nobody wants is taken down as what was left behind, unless it may be wanted after all.
-        let kept = self.learning.is_some() || self.network.removals_held;
+        let kept = self.learning.is_some() || self.network.desired.removals_held;
         if !kept && !self.found.is_empty() {
             self.found.clear();
             self.least = Ipv4Addr::UNSPECIFIED;
@@ -123,7 +124,7 @@ impl Gateway {
             }
             update.endpoints.push((id, spec));
         }
-        self.network.want(update, now);
+        self.network.update(update, now);
     }
 
     fn give(&mut self, id: &EndpointId, endpoint: OutsideEndpoint) -> Option<EndpointSpec> {
@@ -275,7 +276,7 @@ impl Reconciler for Gateway {
         &mut self.network
     }
 
-    fn want(&mut self, update: Update, now: Time) {
+    fn update(&mut self, update: Update, now: Time) {
         match &mut self.learning {
             Some(Learning { update: Some((before, _)), .. }) => before.follow(update),
             Some(learning) => learning.update = Some((update, now)),
@@ -303,7 +304,7 @@ impl Reconciler for Gateway {
                 if let Ok(Answer::Links(links, addresses)) = &answer
                     && self.network.asked_all_links()
                 {
-                    let wanted = self.network.spec.is_some();
+                    let wanted = self.network.desired.spec.is_some();
                     self.overlap = self.overlap(links, addresses).filter(|_| wanted);
                 }
                 self.network.answered(answer, now);

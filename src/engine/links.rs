@@ -2,14 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::device::GATEWAY_PORT;
 use super::{
+    config::Home,
     delta::Cause,
+    device::GATEWAY_PORT,
+    interface::LinkRef,
     key::{BridgeRowKey, Key, LinkId, NeighbourKey, TunnelKey},
-    network::{BridgeRowSeen, Home, Network},
+    network::Network,
     object::{Address, Link, LinkKind},
-    seam::LinkRef,
-    unread::ReadCause,
+    reads::ReadCause,
 };
 use crate::model::Vni;
 
@@ -17,7 +18,8 @@ impl Network {
     pub(super) fn observe_all_links(&mut self, links: &[Link], addresses: &[Address], cause: ReadCause) {
         self.number_segments(links);
         let present: BTreeSet<u32> = links.iter().map(|link| link.ifindex).collect();
-        let gone: Vec<u32> = self.by_index.keys().filter(|ifindex| !present.contains(ifindex)).copied().collect();
+        let gone: Vec<u32> =
+            self.tables.by_index.keys().filter(|ifindex| !present.contains(ifindex)).copied().collect();
         for ifindex in gone {
             self.observe_link(&LinkRef::Index(ifindex), None, &[], cause);
         }
@@ -33,11 +35,11 @@ impl Network {
 
     /// Gives each segment the number in its devices' names: the one that its VXLAN device has, else the lowest free one.
     pub(super) fn number_segments(&mut self, links: &[Link]) {
-        let Some(spec) = self.spec.clone() else { return };
-        self.numbers.retain(|vni, _| spec.segment(*vni).is_some());
+        let Some(spec) = self.desired.spec.clone() else { return };
+        self.desired.numbers.retain(|vni, _| spec.segment(*vni).is_some());
         if self.config.home.is_host() {
             // The operator named the one bridge.
-            self.numbers.extend(spec.segments.iter().map(|segment| (segment.vni, 0)));
+            self.desired.numbers.extend(spec.segments.iter().map(|segment| (segment.vni, 0)));
             return self.refresh_links();
         }
         for segment in &spec.segments {
@@ -49,15 +51,15 @@ impl Network {
                 from_bridge.or_else(|| vxlan.name.strip_prefix("vxlan")?.parse::<u32>().ok()?.checked_sub(1))
             });
             if let Some(number) = number
-                && !self.numbers.values().any(|taken| *taken == number)
+                && !self.desired.numbers.values().any(|taken| *taken == number)
             {
-                self.numbers.entry(segment.vni).or_insert(number);
+                self.desired.numbers.entry(segment.vni).or_insert(number);
             }
         }
         for segment in &spec.segments {
-            if !self.numbers.contains_key(&segment.vni) {
-                let free = (0..).find(|number| !self.numbers.values().any(|taken| taken == number));
-                self.numbers.insert(segment.vni, free.unwrap_or_default());
+            if !self.desired.numbers.contains_key(&segment.vni) {
+                let free = (0..).find(|number| !self.desired.numbers.values().any(|taken| taken == number));
+                self.desired.numbers.insert(segment.vni, free.unwrap_or_default());
             }
         }
         self.refresh_links();
@@ -65,7 +67,11 @@ impl Network {
 
     /// Whether there is a segment without a number: the links must be read to give it one.
     pub(super) fn unnumbered(&self) -> bool {
-        self.spec.iter().flat_map(|spec| &spec.segments).any(|segment| !self.numbers.contains_key(&segment.vni))
+        self.desired
+            .spec
+            .iter()
+            .flat_map(|spec| &spec.segments)
+            .any(|segment| !self.desired.numbers.contains_key(&segment.vni))
     }
 
     pub(super) fn observe_link(
@@ -76,7 +82,7 @@ impl Network {
         cause: ReadCause,
     ) {
         let known = match asked {
-            LinkRef::Index(ifindex) => self.by_index.get(ifindex).cloned(),
+            LinkRef::Index(ifindex) => self.tables.by_index.get(ifindex).cloned(),
             LinkRef::Name(_) => None,
         };
         let Some(link) = link else {
@@ -87,36 +93,36 @@ impl Network {
             }
             return;
         };
-        let known = known.or_else(|| self.by_index.get(&link.ifindex).cloned());
+        let known = known.or_else(|| self.tables.by_index.get(&link.ifindex).cloned());
         let id = match known {
             Some(stray @ LinkId::Stray(_)) => Some(self.classify(link).unwrap_or(stray)),
             known => known.or_else(|| self.classify(link)),
         };
         let Some(id) = id else { return };
         // A leftover that turns out to be an object of ours is nobody else's doing.
-        let leftover = self.links.observed_of(&LinkId::Stray(link.ifindex)).is_some();
+        let leftover = self.tables.links.observed_of(&LinkId::Stray(link.ifindex)).is_some();
         if leftover && !matches!(id, LinkId::Stray(_)) {
             self.observe_gone(&LinkId::Stray(link.ifindex), Cause::Change);
         }
-        let before = self.links.observed_of(&id).cloned();
+        let before = self.tables.links.observed_of(&id).cloned();
         // A second device that answers to the same name or VNI is the newer one; the older one has been replaced.
         if before.as_ref().is_some_and(|before| before.ifindex != link.ifindex) {
             self.observe_gone(&id, self.cause_of_loss(&id, cause));
         }
-        self.by_index.insert(link.ifindex, id.clone());
-        let left = self.links.saw(&id, Some(link.clone()), cause.into());
+        self.tables.by_index.insert(link.ifindex, id.clone());
+        let left = self.tables.links.set_observed(&id, Some(link.clone()), cause.into());
         // A stray with our mark is something that we left behind, not somebody else's doing.
         if left && cause == ReadCause::Foreign && !leftover && !matches!(id, LinkId::Stray(_)) {
-            self.drift.suspect(Key::Link(id.clone()));
+            self.episodes.suspect(Key::Link(id.clone()));
         }
         self.lost_rows(&id, before.as_ref(), link, self.cause_of_loss(&id, cause));
         let new = before.as_ref().is_none_or(|before| before.ifindex != link.ifindex);
         self.observe_addresses(&id, addresses, if new { ReadCause::First } else { cause });
-        if new && cause != ReadCause::Own && !self.settling.contains(&Key::Link(id.clone())) {
+        if new && cause != ReadCause::Own && !self.episodes.awaits_read(&Key::Link(id.clone())) {
             // Not made by us just now: nothing is known of its rows.
-            self.unread.fdb_dump(link.ifindex, ReadCause::First);
+            self.reads.fdb_dump(link.ifindex, ReadCause::First);
             if !self.config.home.is_host() {
-                self.unread.neighbour_dump(link.ifindex, ReadCause::First);
+                self.reads.neighbour_dump(link.ifindex, ReadCause::First);
             }
         }
         if new || before.is_some_and(|before| before.kind != link.kind) {
@@ -127,15 +133,16 @@ impl Network {
     /// Why what hangs on a link is made again: a foreign hand on the link, or the repair of it, or a change of ours.
     fn cause_of_loss(&self, id: &LinkId, read: ReadCause) -> Cause {
         let key = Key::Link(id.clone());
-        let foreign = read == ReadCause::Foreign && !self.settling.contains(&key);
-        let repair = foreign || self.drift.is_open(&key);
+        let foreign = read == ReadCause::Foreign && !self.episodes.awaits_read(&key);
+        let repair = foreign || self.episodes.is_open(&key);
         if repair { Cause::Repair } else { Cause::Change }
     }
 
     /// A link that was as it should be is about to be found gone.
     pub(super) fn suspect_link(&mut self, id: &LinkId, cause: ReadCause) {
-        if cause == ReadCause::Foreign && !self.links.differs(id) && self.links.observed_of(id).is_some() {
-            self.drift.suspect(Key::Link(id.clone()));
+        if cause == ReadCause::Foreign && !self.tables.links.differs(id) && self.tables.links.observed_of(id).is_some()
+        {
+            self.episodes.suspect(Key::Link(id.clone()));
         }
     }
 
@@ -144,15 +151,18 @@ impl Network {
         if let Home::Host { bridge, .. } = &self.config.home {
             return self.classify_on_host(link, bridge);
         }
-        let spec = self.spec.as_ref();
+        let spec = self.desired.spec.as_ref();
         let id = match &link.kind {
             LinkKind::Vxlan(vxlan) => spec
                 .and_then(|spec| spec.segments.iter().find(|segment| segment.vni.get() == vxlan.vni))
                 .map(|segment| LinkId::Vxlan(segment.vni)),
-            LinkKind::Bridge { .. } => {
-                self.numbers.iter().find(|(_, n)| link.name == format!("br{n}")).map(|(vni, _)| LinkId::Bridge(*vni))
-            }
-            LinkKind::Veth { .. } => self.by_outer_name.get(&link.name).map(|id| LinkId::Outer(id.clone())),
+            LinkKind::Bridge { .. } => self
+                .desired
+                .numbers
+                .iter()
+                .find(|(_, n)| link.name == format!("br{n}"))
+                .map(|(vni, _)| LinkId::Bridge(*vni)),
+            LinkKind::Veth { .. } => self.locals.by_outer_name.get(&link.name).map(|id| LinkId::Outer(id.clone())),
             LinkKind::Other(_) => None,
         };
         let stray = !matches!(link.kind, LinkKind::Other(_)) && (link.group == self.config.group || has_our_name(link));
@@ -163,13 +173,13 @@ impl Network {
     fn classify_on_host(&self, link: &Link, bridge: &str) -> Option<LinkId> {
         let ours = link.group == self.config.group;
         match &link.kind {
-            LinkKind::Bridge { .. } if link.name == bridge && (ours || self.adopts(link)) => {
+            LinkKind::Bridge { .. } if link.name == bridge && (ours || self.config.adopts(link)) => {
                 let id = Some(LinkId::Bridge(Vni::GATEWAY));
                 id.filter(|id| !self.is_taken(id)).or_else(|| ours.then_some(LinkId::Stray(link.ifindex)))
             }
             LinkKind::Bridge { .. } => ours.then_some(LinkId::Stray(link.ifindex)),
             LinkKind::Veth { .. } if ours && is_gateway_port(&link.name) => {
-                let id = self.by_outer_name.get(&link.name).map(|id| LinkId::Outer(id.clone()));
+                let id = self.locals.by_outer_name.get(&link.name).map(|id| LinkId::Outer(id.clone()));
                 id.filter(|id| !self.is_taken(id)).or(Some(LinkId::Stray(link.ifindex)))
             }
             LinkKind::Veth { .. } | LinkKind::Vxlan(_) | LinkKind::Other(_) => None,
@@ -177,7 +187,7 @@ impl Network {
     }
 
     fn is_taken(&self, id: &LinkId) -> bool {
-        self.links.observed_of(id).is_some_and(|seen| self.by_index.contains_key(&seen.ifindex))
+        self.tables.links.observed_of(id).is_some_and(|seen| self.tables.by_index.contains_key(&seen.ifindex))
     }
 
     /// A link has another index, or is gone: what is desired of others depends on it.
@@ -186,7 +196,7 @@ impl Network {
             LinkId::Bridge(_) => self.refresh_links(),
             LinkId::Outer(endpoint) => {
                 self.refresh_local(endpoint);
-                self.unread.inner(endpoint.clone(), ReadCause::Own);
+                self.reads.inner(endpoint.clone(), ReadCause::Own);
             }
             LinkId::Vxlan(_) | LinkId::Inner(_) | LinkId::Stray(_) => {}
         }
@@ -196,7 +206,7 @@ impl Network {
     pub(super) fn lost_rows(&mut self, id: &LinkId, before: Option<&Link>, now: &Link, cause: Cause) {
         let Some(before) = before else { return };
         if before.master != now.master {
-            self.lose_bridge_rows(now.ifindex, cause);
+            self.tables.lose_bridge_rows(now.ifindex, cause);
         }
         let flushed = before.mac != now.mac || (before.up && !now.up);
         let no_ipv6 = before.mtu >= 1280 && now.mtu < 1280;
@@ -207,66 +217,50 @@ impl Network {
         };
         if flushed || no_ipv6 {
             // Some of them may have been looked up before the link was.
-            self.drift.absolve(|key| match key {
+            self.episodes.absolve(|key| match key {
                 Key::Neighbour(key) => key.vni == vni && key.on_bridge == on_bridge && (flushed || key.ip.is_ipv6()),
                 _ => false,
             });
-            for key in self.neighbours.observed_in(NeighbourKey::all_of(vni, on_bridge)) {
+            for key in self.tables.neighbours.observed_in(NeighbourKey::all_of(vni, on_bridge)) {
                 if flushed || key.ip.is_ipv6() {
-                    self.neighbours.saw(&key, None, cause);
+                    self.tables.neighbours.set_observed(&key, None, cause);
                 }
             }
-        }
-    }
-
-    /// The bridge drops the rows of a port that leaves it.
-    pub(super) fn lose_bridge_rows(&mut self, port: u32, cause: Cause) {
-        let on_port = |seen: &BridgeRowSeen| seen.ifindex == port;
-        let rows = self.bridge_rows.iter().filter(|(_, sides)| sides.observed.as_ref().is_some_and(on_port));
-        let keys: Vec<BridgeRowKey> = rows.map(|(key, _)| *key).collect();
-        for key in keys {
-            self.bridge_rows.saw(&key, None, cause);
         }
     }
 
     /// A link is not there (any more), and all that it held went with it.
     pub(super) fn observe_gone(&mut self, id: &LinkId, cause: Cause) {
-        let Some(ifindex) = self.links.observed_of(id).map(|link| link.ifindex) else { return };
-        self.links.saw(id, None, cause);
+        let Some(ifindex) = self.tables.links.observed_of(id).map(|link| link.ifindex) else { return };
+        self.tables.links.set_observed(id, None, cause);
         if !matches!(id, LinkId::Inner(_)) {
-            self.by_index.remove(&ifindex);
-            self.lose_bridge_rows(ifindex, cause);
+            self.tables.by_index.remove(&ifindex);
+            self.tables.lose_bridge_rows(ifindex, cause);
         }
         self.observe_addresses(id, &[], ReadCause::Own);
         self.observe_routes(id, &[], ReadCause::Own);
         match id {
             LinkId::Vxlan(vni) => {
-                for key in self.tunnels.observed_in(TunnelKey::all_of(*vni)) {
-                    self.tunnels.saw(&key, None, cause);
+                for key in self.tables.tunnels.observed_in(TunnelKey::all_of(*vni)) {
+                    self.tables.tunnels.set_observed(&key, None, cause);
                 }
                 self.lose_flood_list(*vni, cause);
-                self.lose_neighbours(*vni, false, cause);
+                self.tables.lose_neighbours(*vni, false, cause);
             }
             LinkId::Bridge(vni) => {
-                for key in self.bridge_rows.observed_in(BridgeRowKey::all_of(*vni)) {
-                    self.bridge_rows.saw(&key, None, cause);
+                for key in self.tables.bridge_rows.observed_in(BridgeRowKey::all_of(*vni)) {
+                    self.tables.bridge_rows.set_observed(&key, None, cause);
                 }
-                self.lose_neighbours(*vni, true, cause);
+                self.tables.lose_neighbours(*vni, true, cause);
             }
             LinkId::Outer(endpoint) => {
                 self.observe_gone(&LinkId::Inner(endpoint.clone()), cause);
                 // Before Linux 6.16 a chain goes with its device, and nobody is told.
-                if self.chains.observed_of(&self.guard_id(endpoint)).is_some() {
-                    self.unread.rules(self.config.guards.clone(), ReadCause::Own);
+                if self.tables.chains.observed_of(&self.config.guard_id(endpoint)).is_some() {
+                    self.reads.rules(self.config.guards.clone(), ReadCause::Own);
                 }
             }
             LinkId::Inner(_) | LinkId::Stray(_) => {}
-        }
-    }
-
-    pub(super) fn lose_neighbours(&mut self, vni: Vni, on_bridge: bool, cause: Cause) {
-        for key in self.neighbours.observed_in(NeighbourKey::all_of(vni, on_bridge)) {
-            self.neighbours.saw(&key, None, cause);
         }
     }
 }

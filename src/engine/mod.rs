@@ -2,52 +2,57 @@
 //! and what may have changed (events); it says what to read next and which operations to send. It has no clock, no
 //! randomness and no hash order: the same inputs give the same outputs, which is what makes the simulation possible.
 //!
-//! A round: events mark what to read ([`Network::hear`]); everything marked is read ([`Network::answered`]); what then differs
+//! A round: events mark what to read ([`Network::event`]); everything marked is read ([`Network::answered`]); what then differs
 //! without a change of desired is judged as drift; the differences become operations; acknowledgements move the observed
 //! side ([`Network::applied`]). [`turn`] runs rounds against a [`Kernel`] until there is nothing left to do.
 
-mod applied;
 mod barriers;
 mod chains;
+mod config;
 mod delta;
 mod device;
 mod drift;
-mod ends;
+mod episode;
+mod events;
 mod flood;
 mod gateway;
-mod hear;
+mod inner;
+mod interface;
 mod key;
 mod links;
-mod names;
+mod local;
 mod network;
 mod object;
 mod observe;
 mod plan;
+mod reads;
+mod renames;
 mod report;
+mod results;
 mod routes;
 mod rows;
-mod seam;
 mod summary;
+mod tables;
 mod time;
-mod trouble;
-mod unread;
-mod want;
+mod update;
+mod view;
 
 use crate::desired::Update;
 
-pub use delta::{Cause, Fits, Sides, Table};
+pub use config::{Config, Home};
+pub use delta::{Cause, Differences, Fits, Sides, Table};
 pub use device::{KindWant, LinkWant, gateway_port_mac, gateway_port_name, outer_name};
 pub use gateway::Gateway;
+pub use interface::{
+    Action, Answer, Event, Failure, FailureKind, FdbPoint, Kernel, LinkChange, LinkRef, NewLink, Op, Place, Query,
+};
 pub use key::{BridgeRowKey, Family, Key, Kind, LinkId, NeighbourKey, TunnelKey};
-pub use network::{Config, Effect, Home, Network};
+pub use network::{Effect, Network};
 pub use object::{
     ADDRESS_PROTOCOL, Address, FdbRow, Forwarding, InnerAt, InnerLink, InnerState, Link, LinkKind, NEIGHBOUR_PROTOCOL,
     Neighbour, NetnsId, NetnsState, Port, ROUTE_PROTOCOL, RouteRow, VxlanAttributes,
 };
 pub use report::{Blocked, DriftReason, Note, Summary};
-pub use seam::{
-    Action, Answer, Event, Failure, FailureKind, FdbPoint, Kernel, LinkChange, LinkRef, NewLink, Op, Place, Query,
-};
 pub use time::Time;
 
 /// What is left when a turn ends.
@@ -66,8 +71,8 @@ pub trait Reconciler {
     /// The engine proper.
     fn network(&mut self) -> &mut Network;
 
-    /// See [`Network::want`].
-    fn want(&mut self, update: Update, now: Time);
+    /// See [`Network::update`].
+    fn update(&mut self, update: Update, now: Time);
 
     /// See [`Network::next`].
     fn next(&mut self, now: Time) -> Effect;
@@ -87,8 +92,8 @@ impl Reconciler for Network {
         self
     }
 
-    fn want(&mut self, update: Update, now: Time) {
-        Self::want(self, update, now);
+    fn update(&mut self, update: Update, now: Time) {
+        Self::update(self, update, now);
     }
 
     fn next(&mut self, now: Time) -> Effect {
@@ -112,7 +117,7 @@ impl Reconciler for Network {
 pub fn turn(engine: &mut dyn Reconciler, kernel: &mut impl Kernel, now: impl Fn() -> Time, rounds: usize) -> Turn {
     for _ in 0..rounds {
         for event in kernel.events() {
-            engine.network().hear(event, now());
+            engine.network().event(event, now());
         }
         match engine.next(now()) {
             Effect::Read(query) => {

@@ -1,14 +1,16 @@
 //! Answers of the kernel: they move the observed side of the tables.
 
 use super::{
+    config::Home,
     delta::Cause,
+    interface::{Answer, Failure, FailureKind, LinkRef, Query},
     key::{Key, LinkId},
-    network::{Home, Netns, Network},
+    network::Network,
     object::NetnsState,
+    reads::ReadCause,
     report::Note,
-    seam::{Answer, Failure, FailureKind, LinkRef, Query},
+    tables::Netns,
     time::Time,
-    unread::ReadCause,
 };
 impl From<ReadCause> for Cause {
     fn from(read: ReadCause) -> Self {
@@ -22,9 +24,9 @@ impl From<ReadCause> for Cause {
 impl Network {
     /// Takes the answer to the query of the last [`super::Effect::Read`].
     pub fn answered(&mut self, answer: Result<Answer, Failure>, now: Time) {
-        let Some((query, cause)) = self.asked.take() else { return };
+        let Some((query, cause)) = self.reads.asked.take() else { return };
         if answer.is_ok() {
-            self.unread.answered(&query);
+            self.reads.answered(&query);
         }
         match (query, answer) {
             (query, Err(failure)) => self.read_failed(query, cause, failure, now),
@@ -57,12 +59,12 @@ impl Network {
         match &query {
             Query::Inner(_) => {
                 // One endpoint's namespace that cannot be read holds up nothing else.
-                if let Some(id) = self.asked_inner.take()
-                    && let Some(local) = self.locals.get_mut(&id)
+                if let Some(id) = self.reads.asked_inner.take()
+                    && let Some(local) = self.locals.by_id.get_mut(&id)
                 {
                     local.unreadable = true;
-                    let retry = self.troubles.failed(&Key::Link(LinkId::Inner(id.clone())), failure, now);
-                    self.unread.looks.insert(id, retry);
+                    let retry = self.episodes.failed(&Key::Link(LinkId::Inner(id.clone())), failure, now);
+                    self.reads.looks.insert(id, retry);
                 }
                 return;
             }
@@ -74,16 +76,16 @@ impl Network {
         }
         let gone = failure.kind == FailureKind::NotFound;
         let message = failure.message.clone();
-        if !self.unread.defer(query, cause, failure, now).is_zero() {
-            self.notes.push(Note::ReadFailed { message });
+        if !self.reads.defer(query, cause, failure, now).is_zero() {
+            self.report.notes.push(Note::ReadFailed { message });
             if gone {
-                self.unread.netns.get_or_insert(ReadCause::Foreign);
+                self.reads.netns.get_or_insert(ReadCause::Foreign);
             }
         }
     }
 
     pub(super) fn look_again(&mut self, ifindex: u32) {
-        self.unread.link(LinkRef::Index(ifindex), ReadCause::Foreign);
+        self.reads.link(LinkRef::Index(ifindex), ReadCause::Foreign);
     }
 
     fn observe_netns(&mut self, state: &NetnsState, cause: ReadCause, now: Time) {
@@ -92,9 +94,9 @@ impl Network {
             NetnsState::Ours(id) => Netns::Ours(*id),
             NetnsState::Foreign => Netns::Foreign,
         };
-        let old = std::mem::replace(&mut self.netns, new);
+        let old = std::mem::replace(&mut self.tables.netns, new);
         if old == new {
-            if new == Netns::Foreign && self.spec.is_some() {
+            if new == Netns::Foreign && self.desired.spec.is_some() {
                 self.netns_is_foreign(now);
             }
             return;
@@ -102,23 +104,23 @@ impl Network {
         if matches!(old, Netns::Ours(_)) {
             self.lose_namespace();
             if cause == ReadCause::Foreign {
-                self.drift.suspect(Key::Netns);
+                self.episodes.suspect(Key::Netns);
             }
         }
-        self.unread.forget_namespace();
+        self.reads.forget_namespace();
         match new {
             Netns::Ours(_) => {
-                self.troubles.over(&Key::Netns);
-                self.unread.links = Some(ReadCause::First);
-                self.unread.forwarding = Some(ReadCause::First);
-                self.unread.barriers = self.config.home.is_host();
-                self.unread.all_rows = Some(ReadCause::First);
+                self.episodes.works(&Key::Netns);
+                self.reads.links = Some(ReadCause::First);
+                self.reads.forwarding = Some(ReadCause::First);
+                self.reads.barriers = self.config.home.is_host();
+                self.reads.all_rows = Some(ReadCause::First);
                 self.read_all_rules(ReadCause::First);
-                for id in self.locals.keys() {
-                    self.unread.inner(id.clone(), ReadCause::First);
+                for id in self.locals.by_id.keys() {
+                    self.reads.inner(id.clone(), ReadCause::First);
                 }
             }
-            Netns::Foreign if self.spec.is_some() => self.netns_is_foreign(now),
+            Netns::Foreign if self.desired.spec.is_some() => self.netns_is_foreign(now),
             _ => {}
         }
     }
@@ -127,17 +129,17 @@ impl Network {
         let Home::Overlay(path) = &self.config.home else { return };
         let message = format!("{} is not a namespace of this instance", path.display());
         let failure = Failure::new(FailureKind::Exists, message);
-        self.troubles.failed(&Key::Netns, failure, now);
+        self.episodes.failed(&Key::Netns, failure, now);
     }
 
     /// The namespace is gone with all that was in it, the endpoints' ends of its veth pairs included.
     pub(super) fn lose_namespace(&mut self) {
-        let links: Vec<LinkId> = self.links.observed_in(..);
+        let links: Vec<LinkId> = self.tables.links.observed_in(..);
         for id in &links {
             self.observe_gone(id, Cause::Repair);
         }
         self.lose_rules();
-        self.by_index.clear();
+        self.tables.by_index.clear();
         self.observe_forwarding(&[], ReadCause::Own);
         self.refresh_links();
     }

@@ -4,14 +4,20 @@
 //! removed one by one. Each phase is sent, and read where it cannot be known from the acknowledgement, before the next is
 //! planned.
 
+use std::ops::Deref;
+
 use super::{
-    delta::Cause,
+    delta::{Cause, Differences},
     device::{KindWant, LinkWant},
+    episode::Episodes,
+    interface::{Action, FailureKind, LinkChange, NewLink, Op, Place},
     key::{Key, LinkId, TunnelKey},
-    network::{InnerStatus, Netns, Network},
+    local::InnerStatus,
     object::{InnerAt, Link, LinkKind},
-    seam::{Action, FailureKind, LinkChange, LinkRef, NewLink, Op, Place},
+    reads::Reads,
+    tables::Netns,
     time::Time,
+    view::View,
 };
 
 /// At most so many operations are sent before events are looked at again (also the limit of one send).
@@ -26,9 +32,26 @@ pub(super) struct Planned {
     pub(super) cause: Cause,
 }
 
-impl Network {
+/// What operations are made of: a view of the network, and what stands in the way of single objects.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Plan<'a> {
+    pub(super) view: View<'a>,
+    pub(super) reads: &'a Reads,
+    pub(super) episodes: &'a Episodes,
+    pub(super) now: Time,
+}
+
+impl<'a> Deref for Plan<'a> {
+    type Target = View<'a>;
+
+    fn deref(&self) -> &View<'a> {
+        &self.view
+    }
+}
+
+impl Plan<'_> {
     /// The operations to send now; none when nothing can be done now.
-    pub(super) fn plan(&self, now: Time) -> Vec<Planned> {
+    pub(super) fn next(&self) -> Vec<Planned> {
         let phases = [
             Self::plan_netns,
             Self::plan_forwarding,
@@ -41,12 +64,11 @@ impl Network {
             Self::plan_chain_removals,
             Self::plan_netns_removal,
         ];
-        phases.iter().map(|phase| phase(self, now)).find(|planned| !planned.is_empty()).unwrap_or_default()
+        phases.iter().map(|phase| phase(self)).find(|planned| !planned.is_empty()).unwrap_or_default()
     }
 
-    pub(super) fn held(&self, key: &Key, now: Time) -> bool {
-        // What was written and is not read again yet may be right already.
-        self.settling.contains(key) || self.troubles.holds(key, now) || self.drift.holds(key, now)
+    pub(super) fn rests(&self, key: &Key) -> bool {
+        self.episodes.rests(key, self.now)
     }
 
     /// Whether an object that nothing desires stays because removals are held. Somebody else's doing is undone all the same,
@@ -55,46 +77,45 @@ impl Network {
         let in_the_way = match key {
             Key::BridgeRow(row) => {
                 let tunnel = TunnelKey { vni: row.vni, mac: row.mac, dst: None };
-                self.tunnels.desired_of(&tunnel).is_some()
+                self.tables.tunnels.desired_of(&tunnel).is_some()
             }
             _ => matches!(op, Op::ReclaimVni { .. }),
         };
-        self.removals_held && !in_the_way && !self.drift.is_open(key)
-    }
-
-    pub(super) fn ours(&self) -> bool {
-        matches!(self.netns, Netns::Ours(_))
+        self.desired.removals_held && !in_the_way && !self.episodes.is_open(key)
     }
 
     /// The operation with its cause, unless the object rests.
-    pub(super) fn planned(&self, key: Key, action: Action, cause: Cause, op: Op, now: Time) -> Option<Planned> {
-        let cause = if self.drift.is_open(&key) { Cause::Repair } else { cause };
+    pub(super) fn planned(&self, key: Key, action: Action, cause: Cause, op: Op) -> Option<Planned> {
+        let cause = if self.episodes.is_open(&key) { Cause::Repair } else { cause };
         let stays = action == Action::Delete && self.stays(&key, &op);
-        (!stays && !self.held(&key, now)).then_some(Planned { op, key, action, cause })
+        (!stays && !self.rests(&key)).then_some(Planned { op, key, action, cause })
     }
 
-    fn plan_netns(&self, now: Time) -> Vec<Planned> {
-        let missing = self.spec.is_some() && self.netns == Netns::Absent && !self.config.home.is_host();
-        let plan = missing.then(|| self.planned(Key::Netns, Action::Add, Cause::Change, Op::CreateNetns, now));
+    fn plan_netns(&self) -> Vec<Planned> {
+        let missing = self.desired.spec.is_some() && self.tables.netns == Netns::Absent && !self.config.home.is_host();
+        let plan = missing.then(|| self.planned(Key::Netns, Action::Add, Cause::Change, Op::CreateNetns));
         plan.flatten().into_iter().collect()
     }
 
     /// The namespace goes when nothing of ours is left in it: a bridge is cheaper to delete before its namespace.
-    fn plan_netns_removal(&self, now: Time) -> Vec<Planned> {
-        let done = self.spec.is_none() && self.ours() && self.links.observed_len() == 0 && !self.config.home.is_host();
-        let plan = done.then(|| self.planned(Key::Netns, Action::Delete, Cause::Change, Op::DeleteNetns, now));
+    fn plan_netns_removal(&self) -> Vec<Planned> {
+        let done = self.desired.spec.is_none()
+            && self.tables.ours()
+            && self.tables.links.observed_len() == 0
+            && !self.config.home.is_host();
+        let plan = done.then(|| self.planned(Key::Netns, Action::Delete, Cause::Change, Op::DeleteNetns));
         plan.flatten().into_iter().collect()
     }
 
     /// Links that should not be there, or are not what can be changed into what should be. Ports go before their bridge.
-    fn plan_link_removals(&self, now: Time) -> Vec<Planned> {
-        if !self.ours() {
+    fn plan_link_removals(&self) -> Vec<Planned> {
+        if !self.tables.ours() {
             return Vec::new();
         }
         let mut removals: Vec<Planned> = Vec::new();
         let mut bridges = Vec::new();
-        for id in self.links.differing() {
-            let Some(sides) = self.links.get(id) else { continue };
+        for id in self.tables.links.differing() {
+            let Some(sides) = self.tables.links.get(id) else { continue };
             let Some(link) = &sides.observed else { continue };
             let removal = match &sides.desired {
                 None => self.removal_of(id, link),
@@ -102,7 +123,7 @@ impl Network {
             };
             let Some(op) = removal else { continue };
             let action = if sides.desired.is_some() { Action::Replace } else { Action::Delete };
-            let planned = self.planned(Key::Link(id.clone()), action, sides.cause, op, now);
+            let planned = self.planned(Key::Link(id.clone()), action, sides.cause, op);
             if matches!(id, LinkId::Bridge(_)) {
                 bridges.extend(planned);
             } else {
@@ -110,16 +131,16 @@ impl Network {
             }
         }
         // A pair whose other end is not where it should be is made anew.
-        for id in self.links.differing() {
+        for id in self.tables.links.differing() {
             if let LinkId::Inner(endpoint) = id
-                && let Some(sides) = self.links.get(id)
+                && let Some(sides) = self.tables.links.get(id)
                 && sides.desired.is_some()
                 && sides.observed.is_none()
-                && let Some(outer) = self.links.observed_of(&LinkId::Outer(endpoint.clone()))
-                && !self.unread.inner.contains_key(endpoint)
+                && let Some(outer) = self.tables.links.observed_of(&LinkId::Outer(endpoint.clone()))
+                && !self.reads.inner.contains_key(endpoint)
             {
                 let op = Op::DeleteLink { place: Place::Overlay, ifindex: outer.ifindex };
-                removals.extend(self.planned(Key::Link(id.clone()), Action::Replace, sides.cause, op, now));
+                removals.extend(self.planned(Key::Link(id.clone()), Action::Replace, sides.cause, op));
             }
         }
         removals.append(&mut bridges);
@@ -132,9 +153,13 @@ impl Network {
             // The other end goes with the one in the overlay namespace.
             LinkId::Inner(_) => None,
             // Of somebody else's bridge only what we put on it goes.
-            LinkId::Bridge(_) if self.adopts(link) => None,
+            LinkId::Bridge(_) if self.config.adopts(link) => None,
             // Whether its namespace is there is not known yet.
-            LinkId::Outer(id) if self.locals.get(id).is_some_and(|local| local.status == InnerStatus::Unknown) => None,
+            LinkId::Outer(id)
+                if self.locals.by_id.get(id).is_some_and(|local| local.status == InnerStatus::Unknown) =>
+            {
+                None
+            }
             _ => Some(Op::DeleteLink { place: Place::Overlay, ifindex: link.ifindex }),
         }
     }
@@ -142,22 +167,22 @@ impl Network {
     fn replacement_of(&self, id: &LinkId, want: &LinkWant, link: &Link) -> Option<Op> {
         match id {
             LinkId::Inner(endpoint) => {
-                let lone = self.links.observed_of(&LinkId::Outer(endpoint.clone())).is_none();
+                let lone = self.tables.links.observed_of(&LinkId::Outer(endpoint.clone())).is_none();
                 // An end of ours whose other end was taken away holds the name that the new pair needs.
-                let place = self.place_of(id).filter(|_| lone)?;
+                let place = self.locals.place_of(id).filter(|_| lone)?;
                 Some(Op::DeleteLink { place, ifindex: link.ifindex })
             }
             _ => (!want.same_device(link)).then_some(Op::DeleteLink { place: Place::Overlay, ifindex: link.ifindex }),
         }
     }
 
-    fn plan_links(&self, now: Time) -> Vec<Planned> {
-        if !self.ours() {
+    fn plan_links(&self) -> Vec<Planned> {
+        if !self.tables.ours() {
             return Vec::new();
         }
         let mut planned = Vec::new();
-        for id in self.links.differing() {
-            let Some(sides) = self.links.get(id) else { continue };
+        for id in self.tables.links.differing() {
+            let Some(sides) = self.tables.links.get(id) else { continue };
             let Some(want) = &sides.desired else { continue };
             let (action, op) = match &sides.observed {
                 None => (Action::Add, self.add_link(id, want)),
@@ -166,14 +191,14 @@ impl Network {
             let key = Key::Link(id.clone());
             if let (LinkId::Vxlan(_), KindWant::Vxlan { vni, tunnel, .. }) = (id, &want.kind)
                 && sides.observed.is_none()
-                && self.troubles.reason(&key) == Some(FailureKind::Exists)
+                && self.episodes.failure_kind(&key) == Some(FailureKind::Exists)
             {
                 let (vni, port, group) = (vni.get(), tunnel.port, want.group);
                 let op = Op::ReclaimVni { vni, port, group };
-                planned.extend(self.planned(key.clone(), Action::Delete, sides.cause, op, now));
+                planned.extend(self.planned(key.clone(), Action::Delete, sides.cause, op));
             }
             if let Some(op) = op {
-                planned.extend(self.planned(key, action, sides.cause, op, now));
+                planned.extend(self.planned(key, action, sides.cause, op));
             }
             if planned.len() >= BATCH {
                 break;
@@ -202,10 +227,10 @@ impl Network {
                     return None;
                 }
                 // A lone end of ours in the endpoint's namespace has to go first.
-                if self.links.observed_of(&LinkId::Inner(endpoint.clone())).is_some() {
+                if self.tables.links.observed_of(&LinkId::Inner(endpoint.clone())).is_some() {
                     return None;
                 }
-                let local = &self.locals.get(endpoint)?.spec;
+                let local = &self.locals.by_id.get(endpoint)?.spec;
                 self.name_for_now(endpoint, &local.ifname)?;
                 let inner = InnerAt { netns: local.netns.clone(), ifname: local.ifname.clone(), ifindex: None };
                 NewLink::Veth { name, mac, mtu, group, inner, inner_mac: local.mac }
@@ -251,7 +276,7 @@ impl Network {
             }
             _ => {}
         }
-        let place = self.place_of(id)?;
+        let place = self.locals.place_of(id)?;
         (change != LinkChange::default()).then_some(Op::SetLink { place, ifindex: link.ifindex, change })
     }
 
@@ -262,32 +287,25 @@ impl Network {
         }
     }
 
-    pub(super) fn place_of(&self, id: &LinkId) -> Option<Place> {
-        match id {
-            LinkId::Inner(endpoint) => self.locals.get(endpoint).map(|local| Place::Inner(local.spec.netns.clone())),
-            _ => Some(Place::Overlay),
-        }
-    }
-
-    fn plan_addresses(&self, now: Time) -> Vec<Planned> {
-        if !self.ours() {
+    fn plan_addresses(&self) -> Vec<Planned> {
+        if !self.tables.ours() {
             return Vec::new();
         }
         let mut removals = Vec::new();
         let mut planned = Vec::new();
-        for key in self.addresses.differing() {
+        for key in self.tables.addresses.differing() {
             let (id, net) = key;
-            let Some(link) = self.links.observed_of(id) else { continue };
-            let Some(sides) = self.addresses.get(key) else { continue };
-            let Some(place) = self.place_of(id) else { continue };
+            let Some(link) = self.tables.links.observed_of(id) else { continue };
+            let Some(sides) = self.tables.addresses.get(key) else { continue };
+            let Some(place) = self.locals.place_of(id) else { continue };
             let (ifindex, net) = (link.ifindex, *net);
             let key = Key::Address(id.clone(), net);
             if sides.desired.is_some() {
                 let op = Op::AddAddress { place, ifindex, net };
-                planned.extend(self.planned(key, Action::Add, sides.cause, op, now));
-            } else if self.links.desired_of(id).is_some() || self.adopts(link) {
+                planned.extend(self.planned(key, Action::Add, sides.cause, op));
+            } else if self.tables.links.desired_of(id).is_some() || self.config.adopts(link) {
                 let op = Op::DeleteAddress { place, ifindex, net };
-                removals.extend(self.planned(key, Action::Delete, sides.cause, op, now));
+                removals.extend(self.planned(key, Action::Delete, sides.cause, op));
             }
         }
         // An address with another prefix length is in the way of the right one (IPv6 allows an address once per link).
@@ -298,48 +316,47 @@ impl Network {
 
     /// FDB rows and neighbours, interleaved: rows allocate memory in a way that a long run of them starves. What is missing
     /// is made before what is too much goes.
-    fn plan_rows(&self, now: Time) -> Vec<Planned> {
-        if !self.ours() {
+    fn plan_rows(&self) -> Vec<Planned> {
+        if !self.tables.ours() {
             return Vec::new();
         }
         let half = BATCH / 2;
-        let fdb = self.flood_ops(now).chain(self.tunnel_ops(now)).chain(self.bridge_row_ops(now));
-        let (fdb, neighbours): (Vec<_>, Vec<_>) =
-            (fdb.take(half).collect(), self.neighbour_ops(now).take(half).collect());
+        let fdb = self.flood_ops().chain(self.tunnel_ops()).chain(self.bridge_row_ops());
+        let (fdb, neighbours): (Vec<_>, Vec<_>) = (fdb.take(half).collect(), self.neighbour_ops().take(half).collect());
         let (puts, deletes) = interleave(fdb, neighbours).partition::<Vec<_>, _>(|p| p.action != Action::Delete);
         if puts.is_empty() { deletes } else { puts.into_iter().chain(deletes).collect() }
     }
 
-    fn tunnel_ops(&self, now: Time) -> impl Iterator<Item = Planned> {
-        self.tunnels.differing().filter_map(move |key| {
-            let sides = self.tunnels.get(key)?;
-            self.links.desired_of(&LinkId::Vxlan(key.vni))?;
-            let ifindex = self.links.observed_of(&LinkId::Vxlan(key.vni))?.ifindex;
+    fn tunnel_ops(&self) -> impl Iterator<Item = Planned> {
+        self.tables.tunnels.differing().filter_map(move |key| {
+            let sides = self.tables.tunnels.get(key)?;
+            self.tables.links.desired_of(&LinkId::Vxlan(key.vni))?;
+            let ifindex = self.tables.links.observed_of(&LinkId::Vxlan(key.vni))?.ifindex;
             let (action, op) = match (sides.desired, sides.observed) {
                 (Some(dst), None) => (Action::Add, Op::PutFdb { ifindex, mac: key.mac, dst }),
                 (Some(dst), Some(_)) => (Action::Replace, Op::PutFdb { ifindex, mac: key.mac, dst }),
                 (None, _) => (Action::Delete, Op::DeleteFdb { ifindex, mac: key.mac, dst: None }),
             };
-            self.planned(Key::Tunnel(*key), action, sides.cause, op, now)
+            self.planned(Key::Tunnel(*key), action, sides.cause, op)
         })
     }
 
-    fn bridge_row_ops(&self, now: Time) -> impl Iterator<Item = Planned> {
-        self.bridge_rows.differing().filter_map(move |key| {
-            let sides = self.bridge_rows.get(key)?;
-            let planned = |action, op| self.planned(Key::BridgeRow(*key), action, sides.cause, op, now);
+    fn bridge_row_ops(&self) -> impl Iterator<Item = Planned> {
+        self.tables.bridge_rows.differing().filter_map(move |key| {
+            let sides = self.tables.bridge_rows.get(key)?;
+            let planned = |action, op| self.planned(Key::BridgeRow(*key), action, sides.cause, op);
             match (&sides.desired, &sides.observed) {
                 (Some(endpoint), observed) => {
-                    let port = self.links.observed_of(&LinkId::Outer(endpoint.clone()))?;
+                    let port = self.tables.links.observed_of(&LinkId::Outer(endpoint.clone()))?;
                     // A row can be set only on a port of the bridge.
-                    let joined = port.master.is_some() && port.master == self.bridge_index(key.vni);
+                    let joined = port.master.is_some() && port.master == self.tables.bridge_index(key.vni);
                     let action = if observed.is_some() { Action::Replace } else { Action::Add };
                     joined.then(|| planned(action, Op::PutBridgeRow { ifindex: port.ifindex, mac: key.mac })).flatten()
                 }
                 (None, Some(seen)) => {
                     // The row of a link that is on its way out goes with it.
-                    let id = self.by_index.get(&seen.ifindex)?;
-                    self.links.desired_of(id)?;
+                    let id = self.tables.by_index.get(&seen.ifindex)?;
+                    self.tables.links.desired_of(id)?;
                     planned(Action::Delete, Op::DeleteBridgeRow { ifindex: seen.ifindex, mac: key.mac })
                 }
                 (None, None) => None,
@@ -347,31 +364,21 @@ impl Network {
         })
     }
 
-    fn neighbour_ops(&self, now: Time) -> impl Iterator<Item = Planned> {
-        self.neighbours.differing().filter_map(move |key| {
-            let sides = self.neighbours.get(key)?;
+    fn neighbour_ops(&self) -> impl Iterator<Item = Planned> {
+        self.tables.neighbours.differing().filter_map(move |key| {
+            let sides = self.tables.neighbours.get(key)?;
             let id = key.link();
-            let mac = self.links.desired_of(&id)?.mac;
+            let mac = self.tables.links.desired_of(&id)?.mac;
             // Bringing the link up, or giving it its address, would flush what is set before.
-            let link = self.links.observed_of(&id).filter(|link| link.up && link.mac == mac)?;
+            let link = self.tables.links.observed_of(&id).filter(|link| link.up && link.mac == mac)?;
             let (ifindex, ip) = (link.ifindex, key.ip);
             let (action, op) = match (sides.desired, sides.observed) {
                 (Some(mac), None) => (Action::Add, Op::PutNeighbour { ifindex, ip, mac }),
                 (Some(mac), Some(_)) => (Action::Replace, Op::PutNeighbour { ifindex, ip, mac }),
                 (None, _) => (Action::Delete, Op::DeleteNeighbour { ifindex, ip }),
             };
-            self.planned(Key::Neighbour(*key), action, sides.cause, op, now)
+            self.planned(Key::Neighbour(*key), action, sides.cause, op)
         })
-    }
-
-    /// Where to read a link that was just made.
-    pub(super) fn new_link_name(op: &Op) -> Option<LinkRef> {
-        match op {
-            Op::AddLink(NewLink::Bridge { name, .. } | NewLink::Vxlan { name, .. } | NewLink::Veth { name, .. }) => {
-                Some(LinkRef::Name(name.clone()))
-            }
-            _ => None,
-        }
     }
 }
 

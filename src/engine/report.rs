@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::{delta::Cause, key::Kind, seam::Action};
+use super::{delta::Cause, interface::Action, key::Kind, time::Time};
 
 /// Why an object is not as desired: the `reason` label of drift.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -99,6 +99,19 @@ pub enum Note {
         /// Since the first watch event that had not been applied was received.
         took: Duration,
     },
+}
+
+/// What there is to tell.
+#[derive(Debug, Default)]
+pub(super) struct Report {
+    /// Since they were last taken, in order.
+    pub(super) notes: Vec<Note>,
+    /// The newest revision that was heard of.
+    pub(super) revision: i64,
+    /// The newest revision that was wholly applied.
+    pub(super) applied_revision: i64,
+    /// When the first change that is not applied yet was received.
+    pub(super) waiting_since: Option<Time>,
 }
 
 /// An object that cannot be made now.

@@ -9,14 +9,14 @@ use ipnet::IpNet;
 
 use super::{
     delta::{Cause, Fits},
-    ends::on_link,
+    inner::on_link,
+    interface::{Action, Op},
     key::{Family, Key, LinkId},
-    network::{Local, Netns as Found, Network},
+    local::Local,
+    network::Network,
     object::{Forwarding, RouteRow},
-    plan::{BATCH, Planned},
-    seam::{Action, Op},
-    time::Time,
-    unread::ReadCause,
+    plan::{BATCH, Plan, Planned},
+    reads::ReadCause,
 };
 use crate::{
     desired::NetworkSpec,
@@ -46,11 +46,8 @@ impl Network {
     /// Sets which routes the endpoints of a namespace have in it. A namespace has one route to a destination: where several
     /// endpoints lead there it is the first one's, and where one of them is there itself it is nobody's.
     pub(super) fn refresh_routes(&mut self, netns: &Netns) {
-        let wired = |id: &EndpointId| self.locals.get(id).filter(|local| local.wired()).map(|local| &local.spec);
-        let here: Vec<EndpointId> = match netns.path() {
-            Some(path) => self.by_path.get(path).into_iter().flatten().cloned().collect(),
-            None => self.locals.iter().filter(|(_, l)| l.spec.netns == *netns).map(|(id, _)| id.clone()).collect(),
-        };
+        let wired = |id: &EndpointId| self.locals.by_id.get(id).filter(|local| local.wired()).map(|local| &local.spec);
+        let here = self.locals.in_netns(netns);
         let at_home = here.iter().filter_map(wired).flat_map(|spec| &spec.addresses).map(IpNet::trunc);
         let mut taken: BTreeSet<IpNet> = at_home.collect();
         let mut wanted: BTreeMap<EndpointId, Vec<Route>> = BTreeMap::new();
@@ -67,7 +64,7 @@ impl Network {
     /// The way outside is for those that have none: a default route of the gateway bridge's yields to any other.
     fn yields(&self, id: &EndpointId, route: &Route) -> bool {
         let elsewhere = |local: &Local| local.defaults_elsewhere.contains(&Family::of(route.dst.addr()));
-        self.config.home.is_host() && route.dst.prefix_len() == 0 && self.locals.get(id).is_some_and(elsewhere)
+        self.config.home.is_host() && route.dst.prefix_len() == 0 && self.locals.by_id.get(id).is_some_and(elsewhere)
     }
 
     /// Notes which default routes an endpoint's namespace has besides ours.
@@ -75,7 +72,9 @@ impl Network {
         if !self.config.home.is_host() {
             return;
         }
-        let Some(local) = self.locals.get_mut(id).filter(|local| local.defaults_elsewhere != elsewhere) else { return };
+        let Some(local) = self.locals.by_id.get_mut(id).filter(|local| local.defaults_elsewhere != elsewhere) else {
+            return;
+        };
         local.defaults_elsewhere = elsewhere;
         let netns = local.spec.netns.clone();
         self.refresh_routes(&netns);
@@ -86,11 +85,11 @@ impl Network {
         let link = LinkId::Inner(id.clone());
         let key = |dst: IpNet| (link.clone(), dst);
         let kept: BTreeSet<IpNet> = routes.iter().map(|route| route.dst).collect();
-        for key in self.routes.desired_in(on_link(&link)).iter().filter(|(_, dst)| !kept.contains(dst)) {
+        for key in self.tables.routes.desired_in(on_link(&link)).iter().filter(|(_, dst)| !kept.contains(dst)) {
             self.want_route(key, None);
             // What somebody else made of it is theirs, once it is not ours to mend.
-            if self.routes.observed_of(key).is_some_and(|seen| !seen.ours) {
-                self.routes.saw(key, None, Cause::Change);
+            if self.tables.routes.observed_of(key).is_some_and(|seen| !seen.ours) {
+                self.tables.routes.set_observed(key, None, Cause::Change);
             }
         }
         for route in routes {
@@ -99,8 +98,8 @@ impl Network {
     }
 
     fn want_route(&mut self, key: &(LinkId, IpNet), want: Option<Route>) {
-        if self.routes.want(key, want) {
-            self.desired_moved(&Key::Route(key.0.clone(), key.1));
+        if self.tables.routes.set_desired(key, want) {
+            self.episodes.desired_moved(&Key::Route(key.0.clone(), key.1));
         }
     }
 
@@ -109,13 +108,16 @@ impl Network {
         let on_host = self.config.home.is_host();
         for family in Family::ALL {
             let led_outside = |spec: &NetworkSpec| spec.gateways().any(|gateway| Family::of(gateway.addr()) == family);
-            let on =
-                self.spec.as_ref().is_some_and(|spec| if on_host { led_outside(spec) } else { routed(spec, family) });
-            if self.forwarding.want(&family, on.then_some(Forwarding::Everywhere)) {
-                self.desired_moved(&Key::Forwarding(family));
+            let on = self
+                .desired
+                .spec
+                .as_ref()
+                .is_some_and(|spec| if on_host { led_outside(spec) } else { routed(spec, family) });
+            if self.tables.forwarding.set_desired(&family, on.then_some(Forwarding::Everywhere)) {
+                self.episodes.desired_moved(&Key::Forwarding(family));
                 // What the host did by itself was not looked at.
-                if on_host && matches!(self.netns, Found::Ours(_)) {
-                    self.unread.forwarding = Some(ReadCause::First);
+                if on_host && self.tables.ours() {
+                    self.reads.forwarding = Some(ReadCause::First);
                 }
             }
         }
@@ -131,7 +133,7 @@ impl Network {
             let v6 = segments.filter(|segment| segment.gateways.iter().any(|gateway| gateway.addr().is_ipv6()));
             v6.map(|segment| (LinkId::Bridge(segment.vni), link_local(segment.gateway_mac))).collect()
         };
-        let (old, new) = (of(old), of(self.spec.as_deref()));
+        let (old, new) = (of(old), of(self.desired.spec.as_deref()));
         for key in old.difference(&new) {
             self.want_address(key, None);
         }
@@ -146,11 +148,11 @@ impl Network {
         let mut seen: BTreeMap<(LinkId, IpNet), RouteRow> = BTreeMap::new();
         for row in rows {
             let key = (id.clone(), row.route.dst);
-            if row.ours || self.routes.desired_of(&key).is_some() {
+            if row.ours || self.tables.routes.desired_of(&key).is_some() {
                 seen.entry(key).or_insert(*row);
             }
         }
-        for key in self.routes.observed_in(on_link(id)).iter().filter(|key| !seen.contains_key(key)) {
+        for key in self.tables.routes.observed_in(on_link(id)).iter().filter(|key| !seen.contains_key(key)) {
             self.saw_route(key, None, cause);
         }
         for (key, row) in seen {
@@ -159,8 +161,8 @@ impl Network {
     }
 
     fn saw_route(&mut self, key: &(LinkId, IpNet), observed: Option<RouteRow>, cause: ReadCause) {
-        if self.routes.saw(key, observed, cause.into()) && cause == ReadCause::Foreign {
-            self.drift.suspect(Key::Route(key.0.clone(), key.1));
+        if self.tables.routes.set_observed(key, observed, cause.into()) && cause == ReadCause::Foreign {
+            self.episodes.suspect(Key::Route(key.0.clone(), key.1));
         }
     }
 
@@ -168,54 +170,56 @@ impl Network {
     /// Whether it was the last one shows when they are read.
     pub(super) fn address_taken(&mut self, id: &LinkId) {
         let LinkId::Inner(endpoint) = id else { return };
-        for (link, dst) in self.routes.observed_in(on_link(id)) {
-            self.drift.wrote(Key::Route(link, dst));
+        for (link, dst) in self.tables.routes.observed_in(on_link(id)) {
+            self.episodes.wrote(Key::Route(link, dst));
         }
-        self.unread.inner(endpoint.clone(), ReadCause::Own);
+        self.reads.inner(endpoint.clone(), ReadCause::Own);
     }
 
     pub(super) fn observe_forwarding(&mut self, seen: &[(Family, Forwarding)], cause: ReadCause) {
         for family in Family::ALL {
             let now = seen.iter().find(|(of, _)| *of == family).map(|(_, forwarding)| *forwarding);
             // Whether the host forwards otherwise, and from which links, is not ours to say.
-            let wanted = self.forwarding.desired_of(&family).is_some();
+            let wanted = self.tables.forwarding.desired_of(&family).is_some();
             let now =
                 if self.config.home.is_host() { now.filter(|_| wanted).map(|_| Forwarding::Everywhere) } else { now };
-            if self.forwarding.saw(&family, now, cause.into()) && cause == ReadCause::Foreign {
-                self.drift.suspect(Key::Forwarding(family));
+            if self.tables.forwarding.set_observed(&family, now, cause.into()) && cause == ReadCause::Foreign {
+                self.episodes.suspect(Key::Forwarding(family));
             }
         }
     }
+}
 
+impl Plan<'_> {
     /// The namespace forwards, or no longer does. Not before the desired side is known to be there at all: what is on its way
     /// out is left as it is.
-    pub(super) fn plan_forwarding(&self, now: Time) -> Vec<Planned> {
-        if !self.ours() || self.spec.is_none() {
+    pub(super) fn plan_forwarding(&self) -> Vec<Planned> {
+        if !self.tables.ours() || self.desired.spec.is_none() {
             return Vec::new();
         }
-        let planned = self.forwarding.differing().filter_map(|family| {
-            let sides = self.forwarding.get(family)?;
+        let planned = self.tables.forwarding.differing().filter_map(|family| {
+            let sides = self.tables.forwarding.get(family)?;
             let (on, action) = match (&sides.desired, &sides.observed) {
                 (Some(_), None) => (true, Action::Add),
                 (Some(_), Some(_)) => (true, Action::Replace),
                 (None, _) => (false, Action::Delete),
             };
             let op = Op::SetForwarding { family: *family, on };
-            self.planned(Key::Forwarding(*family), action, sides.cause, op, now)
+            self.planned(Key::Forwarding(*family), action, sides.cause, op)
         });
         planned.collect()
     }
 
     /// Routes come last: a gateway must be on the link already.
-    pub(super) fn plan_routes(&self, now: Time) -> Vec<Planned> {
-        if !self.ours() {
+    pub(super) fn plan_routes(&self) -> Vec<Planned> {
+        if !self.tables.ours() {
             return Vec::new();
         }
-        let planned = self.routes.differing().filter_map(|key| {
+        let planned = self.tables.routes.differing().filter_map(|key| {
             let (id, dst) = key;
-            let link = self.links.observed_of(id)?;
-            let sides = self.routes.get(key)?;
-            let (place, ifindex) = (self.place_of(id)?, link.ifindex);
+            let link = self.tables.links.observed_of(id)?;
+            let sides = self.tables.routes.get(key)?;
+            let (place, ifindex) = (self.locals.place_of(id)?, link.ifindex);
             let (action, op) = match (sides.desired, sides.observed) {
                 (Some(_), _) if !self.can_route(id, link.up) => return None,
                 (Some(route), None) => (Action::Add, Op::AddRoute { place, ifindex, route }),
@@ -227,7 +231,7 @@ impl Network {
                 (None, Some(seen)) => (Action::Delete, Op::DeleteRoute { place, ifindex, route: seen.route }),
                 (None, None) => return None,
             };
-            self.planned(Key::Route(id.clone(), *dst), action, sides.cause, op, now)
+            self.planned(Key::Route(id.clone(), *dst), action, sides.cause, op)
         });
         // Where a destination passes from one link to another, the one must go before the other can come.
         let (mut removals, others): (Vec<_>, Vec<_>) = planned.partition(|planned| planned.action == Action::Delete);
@@ -239,7 +243,7 @@ impl Network {
     /// Whether the link is up and has the addresses by which gateways are reached.
     fn can_route(&self, id: &LinkId, up: bool) -> bool {
         let LinkId::Inner(endpoint) = id else { return false };
-        let Some(local) = self.locals.get(endpoint) else { return false };
-        up && local.spec.addresses.iter().all(|net| self.addresses.observed_of(&(id.clone(), *net)).is_some())
+        let Some(local) = self.locals.by_id.get(endpoint) else { return false };
+        up && local.spec.addresses.iter().all(|net| self.tables.addresses.observed_of(&(id.clone(), *net)).is_some())
     }
 }

@@ -3,11 +3,12 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use super::{
+    interface::FdbPoint,
     key::{BridgeRowKey, Key, LinkId, NeighbourKey, TunnelKey},
-    network::{BridgeRowSeen, NeighbourSeen, Network, TunnelSeen},
+    network::Network,
     object::{FdbRow, Neighbour},
-    seam::FdbPoint,
-    unread::ReadCause,
+    reads::ReadCause,
+    tables::{BridgeRowSeen, NeighbourSeen, TunnelSeen},
 };
 use crate::model::{Mac, Vni};
 
@@ -22,22 +23,23 @@ impl Network {
             }
         }
         // What the dump does not show may have been skipped: it is looked up before it counts as missing.
-        let Some(LinkId::Vxlan(vni)) = self.by_index.get(&ifindex).cloned() else {
+        let Some(LinkId::Vxlan(vni)) = self.tables.by_index.get(&ifindex).cloned() else {
             let unseen: Vec<FdbPoint> = self
+                .tables
                 .bridge_rows
                 .iter()
                 .filter(|(_, sides)| sides.observed.as_ref().is_some_and(|seen| seen.ifindex == ifindex))
                 .filter(|(key, _)| !rows.iter().any(|row| row.bridge && row.mac == key.mac))
                 .filter_map(|(key, _)| self.bridge_point(key))
                 .collect();
-            self.unread.fdb.extend(unseen);
+            self.reads.fdb.extend(unseen);
             return;
         };
         let shown: BTreeSet<TunnelKey> =
             rows.iter().filter(|row| !row.bridge).map(|row| tunnel_key(vni, row)).collect();
-        let known = self.tunnels.observed_in(TunnelKey::all_of(vni));
+        let known = self.tables.tunnels.observed_in(TunnelKey::all_of(vni));
         let unseen = known.into_iter().filter(|key| !shown.contains(key));
-        self.unread.fdb.extend(unseen.map(|key| FdbPoint { ifindex, bridge: false, mac: key.mac }));
+        self.reads.fdb.extend(unseen.map(|key| FdbPoint { ifindex, bridge: false, mac: key.mac }));
         self.observe_flood_list(ifindex, vni, &shown, cause);
     }
 
@@ -50,17 +52,17 @@ impl Network {
             let found = |bridge: bool| {
                 rows.iter().any(|row| row.bridge == bridge && row.mac == point.mac && self.is_in(row, point))
             };
-            match self.by_index.get(&point.ifindex) {
+            match self.tables.by_index.get(&point.ifindex) {
                 Some(LinkId::Vxlan(vni)) if !point.bridge && !found(false) => {
                     let key = TunnelKey { vni: *vni, mac: point.mac, dst: None };
-                    if self.tunnels.saw(&key, None, cause.into()) && cause == ReadCause::Foreign {
-                        self.drift.suspect(Key::Tunnel(key));
+                    if self.tables.tunnels.set_observed(&key, None, cause.into()) && cause == ReadCause::Foreign {
+                        self.episodes.suspect(Key::Tunnel(key));
                     }
                 }
                 Some(LinkId::Bridge(vni)) if point.bridge && !found(true) => {
                     let key = BridgeRowKey { vni: *vni, mac: point.mac };
-                    if self.bridge_rows.saw(&key, None, cause.into()) && cause == ReadCause::Foreign {
-                        self.drift.suspect(Key::BridgeRow(key));
+                    if self.tables.bridge_rows.set_observed(&key, None, cause.into()) && cause == ReadCause::Foreign {
+                        self.episodes.suspect(Key::BridgeRow(key));
                     }
                 }
                 _ => {}
@@ -72,7 +74,7 @@ impl Network {
 
     /// Whether the row is of the table that was looked into: two segments may have the same MAC address.
     fn is_in(&self, row: &FdbRow, point: &FdbPoint) -> bool {
-        match self.by_index.get(&point.ifindex) {
+        match self.tables.by_index.get(&point.ifindex) {
             Some(LinkId::Bridge(vni)) => self.bridge_row(row).is_some_and(|(key, _)| key.vni == *vni),
             _ => row.ifindex == point.ifindex,
         }
@@ -80,7 +82,7 @@ impl Network {
 
     /// A row that is not as it was may have been lost with its link, whose own event may still be on its way.
     pub(super) fn look_at_links_of_suspects(&mut self, links: BTreeSet<u32>) {
-        if self.drift.has_suspects() {
+        if self.episodes.has_suspects() {
             for ifindex in links {
                 self.look_again(ifindex);
             }
@@ -91,28 +93,31 @@ impl Network {
         let foreign = cause == ReadCause::Foreign;
         if row.bridge {
             let Some((key, seen)) = self.bridge_row(row) else { return };
-            let known = self.bridge_rows.get(&key).is_some();
-            if (known || !row.kernels_own) && self.bridge_rows.saw(&key, Some(seen), cause.into()) && foreign {
-                self.drift.suspect(Key::BridgeRow(key));
+            let known = self.tables.bridge_rows.get(&key).is_some();
+            if (known || !row.kernels_own)
+                && self.tables.bridge_rows.set_observed(&key, Some(seen), cause.into())
+                && foreign
+            {
+                self.episodes.suspect(Key::BridgeRow(key));
             }
-        } else if let Some(LinkId::Vxlan(vni)) = self.by_index.get(&row.ifindex) {
+        } else if let Some(LinkId::Vxlan(vni)) = self.tables.by_index.get(&row.ifindex) {
             let key = tunnel_key(*vni, row);
-            if row.kernels_own && self.tunnel_rows(&key).get(&key).is_none() {
+            if row.kernels_own && self.tables.tunnel_rows(&key).get(&key).is_none() {
                 return;
             }
             let seen = TunnelSeen { dst: row.dst, plain: row.plain };
-            if self.tunnel_rows_mut(&key).saw(&key, Some(seen), cause.into()) && foreign {
-                self.drift.suspect(Key::Tunnel(key));
+            if self.tables.tunnel_rows_mut(&key).set_observed(&key, Some(seen), cause.into()) && foreign {
+                self.episodes.suspect(Key::Tunnel(key));
             }
         }
     }
 
     /// Key and content of a bridge's row, when it points to a port of ours.
     pub(super) fn bridge_row(&self, row: &FdbRow) -> Option<(BridgeRowKey, BridgeRowSeen)> {
-        let (vni, port) = match self.by_index.get(&row.ifindex)? {
+        let (vni, port) = match self.tables.by_index.get(&row.ifindex)? {
             LinkId::Outer(id) => {
-                let bridge = self.links.observed_of(&LinkId::Outer(id.clone()))?.master?;
-                let Some(LinkId::Bridge(vni)) = self.by_index.get(&bridge) else { return None };
+                let bridge = self.tables.links.observed_of(&LinkId::Outer(id.clone()))?.master?;
+                let Some(LinkId::Bridge(vni)) = self.tables.by_index.get(&bridge) else { return None };
                 (*vni, Some(id.clone()))
             }
             LinkId::Vxlan(vni) | LinkId::Bridge(vni) => (*vni, None),
@@ -124,7 +129,7 @@ impl Network {
 
     /// How to look up a bridge's row.
     pub(super) fn bridge_point(&self, key: &BridgeRowKey) -> Option<FdbPoint> {
-        self.bridge_index(key.vni).map(|ifindex| FdbPoint { ifindex, bridge: true, mac: key.mac })
+        self.tables.bridge_index(key.vni).map(|ifindex| FdbPoint { ifindex, bridge: true, mac: key.mac })
     }
 
     pub(super) fn observe_neighbour_dump(&mut self, ifindex: u32, rows: &[Neighbour], cause: ReadCause) {
@@ -133,9 +138,9 @@ impl Network {
         }
         let Some((vni, on_bridge)) = self.neighbours_at(ifindex) else { return };
         let shown: BTreeSet<_> = rows.iter().map(|row| row.ip).collect();
-        let known = self.neighbours.observed_in(NeighbourKey::all_of(vni, on_bridge));
+        let known = self.tables.neighbours.observed_in(NeighbourKey::all_of(vni, on_bridge));
         let unseen = known.into_iter().filter(|key| !shown.contains(&key.ip));
-        self.unread.neighbours.extend(unseen.map(|key| (ifindex, key.ip)));
+        self.reads.neighbours.extend(unseen.map(|key| (ifindex, key.ip)));
     }
 
     pub(super) fn observe_neighbour_rows(&mut self, points: &[(u32, IpAddr)], rows: &[Neighbour], cause: ReadCause) {
@@ -147,8 +152,8 @@ impl Network {
             let found = rows.iter().any(|row| row.ifindex == *ifindex && row.ip == *ip);
             if !found && let Some((vni, on_bridge)) = self.neighbours_at(*ifindex) {
                 let key = NeighbourKey { vni, on_bridge, ip: *ip };
-                if self.neighbours.saw(&key, None, cause.into()) && cause == ReadCause::Foreign {
-                    self.drift.suspect(Key::Neighbour(key));
+                if self.tables.neighbours.set_observed(&key, None, cause.into()) && cause == ReadCause::Foreign {
+                    self.episodes.suspect(Key::Neighbour(key));
                 }
             }
             links.insert(*ifindex);
@@ -159,7 +164,7 @@ impl Network {
     /// Which neighbour table of ours a link has.
     pub(super) fn neighbours_at(&self, ifindex: u32) -> Option<(Vni, bool)> {
         // The host's neighbours are resolved by its kernel, and none of our business.
-        match self.by_index.get(&ifindex).filter(|_| !self.config.home.is_host())? {
+        match self.tables.by_index.get(&ifindex).filter(|_| !self.config.home.is_host())? {
             LinkId::Vxlan(vni) => Some((*vni, false)),
             LinkId::Bridge(vni) => Some((*vni, true)),
             _ => None,
@@ -170,10 +175,11 @@ impl Network {
         let Some((vni, on_bridge)) = self.neighbours_at(row.ifindex) else { return };
         let key = NeighbourKey { vni, on_bridge, ip: row.ip };
         // What the kernel resolves by itself is its own; only permanent entries, and what stands where ours should, count.
-        let counts = row.permanent || self.neighbours.get(&key).is_some();
+        let counts = row.permanent || self.tables.neighbours.get(&key).is_some();
         let seen = NeighbourSeen { mac: row.mac, permanent: row.permanent, ours: row.ours };
-        if counts && self.neighbours.saw(&key, Some(seen), cause.into()) && cause == ReadCause::Foreign {
-            self.drift.suspect(Key::Neighbour(key));
+        if counts && self.tables.neighbours.set_observed(&key, Some(seen), cause.into()) && cause == ReadCause::Foreign
+        {
+            self.episodes.suspect(Key::Neighbour(key));
         }
     }
 }

@@ -30,7 +30,7 @@ fn two_subnets() -> Update {
 fn routed() -> Datapath {
     let mut datapath = Datapath::converged(10);
     let now = datapath.now();
-    datapath.network.want(two_subnets(), now);
+    datapath.network.update(two_subnets(), now);
     datapath.until("in sync", |this| this.network.in_sync());
     assert_eq!(datapath.drift(), []);
     datapath.resyncs_without_an_operation();
@@ -138,7 +138,7 @@ fn forwarding_that_somebody_turned_off_is_on_again_and_counted_once() {
     datapath.breaks("ip -n vtepd-overlay-demo link del br1", &[(Kind::Link, MISSING)]);
 
     let now = datapath.now();
-    datapath.network.want(desired(10), now);
+    datapath.network.update(desired(10), now);
     datapath.until("in sync", |this| this.network.in_sync());
     assert_eq!(datapath.drift(), []);
     assert_eq!(run("ip -n test1 route show proto 118"), "");
@@ -147,6 +147,6 @@ fn forwarding_that_somebody_turned_off_is_on_again_and_counted_once() {
     datapath.breaks(&format!("{sysctl}.ipv6.conf.all.forwarding=1"), &[(Kind::Route, UNEXPECTED)]);
     let gone = id("n1", "test1");
     let now = datapath.now();
-    datapath.network.want(Update { revision: 9, spec: None, endpoints: vec![(gone, None)] }, now);
+    datapath.network.update(Update { revision: 9, spec: None, endpoints: vec![(gone, None)] }, now);
     datapath.until("in sync", |this| this.network.in_sync());
 }

@@ -202,7 +202,7 @@ fn what_happened_before_the_first_look_is_history_even_when_events_were_lost_mea
         }
         effect => panic!("{effect:?}"),
     }
-    lab.network.hear(Event::Overrun, at(0));
+    lab.network.event(Event::Overrun, at(0));
     lab.settle();
     assert_eq!(lab.drift(), []);
 }

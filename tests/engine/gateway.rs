@@ -118,7 +118,7 @@ impl GatewayLab {
         let update = Update { revision: self.revision, spec: None, endpoints };
         let network: Name = "n".parse().unwrap();
         if let Some(update) = self.outside.follow(&BTreeMap::from([(network, update)]), &BTreeSet::from([4789])) {
-            self.gateway.want(update, Time::from_origin(self.now.get()));
+            self.gateway.update(update, Time::from_origin(self.now.get()));
         }
     }
 
@@ -440,7 +440,7 @@ fn a_bridge_that_is_adopted_gets_address_and_ports_and_stays_as_it_was_when_the_
             lab.restart(&[]);
             let nothing = Update { revision: 9, spec: Some(None), endpoints: Vec::new() };
             let now = lab.time();
-            lab.gateway.want(nothing, now);
+            lab.gateway.update(nothing, now);
         }
         assert_eq!(lab.rest(), Turn::Gone);
         assert_eq!(lab.home().links.values().cloned().collect::<Vec<_>>(), others, "memory: {memory}");
@@ -628,7 +628,7 @@ fn what_happens_to_other_links_of_the_host_costs_no_look() {
     let uplink = lab.kernel.link("uplink").unwrap().link.clone();
     let now = lab.time();
     for event in [Event::Addresses(uplink.ifindex), Event::LinkGone(uplink.ifindex), Event::Link(uplink)] {
-        lab.gateway.network().hear(event, now);
+        lab.gateway.network().event(event, now);
         assert!(lab.summary().in_sync);
     }
 }
@@ -693,7 +693,7 @@ fn an_agent_that_cannot_read_everything_yet_does_not_take_what_it_did_not_see_fo
     let mut lab = GatewayLab::with(&["a"]);
     lab.restart(&[]);
     let now = lab.time();
-    lab.gateway.want(Update { revision: 9, spec: Some(None), endpoints: Vec::new() }, now);
+    lab.gateway.update(Update { revision: 9, spec: Some(None), endpoints: Vec::new() }, now);
     let mut fails = 2;
     let reads = |query: &Query| {
         let now = matches!(query, Query::Links) && fails > 0;

@@ -113,7 +113,7 @@ fn what_happens_to_other_links_of_the_host_costs_no_look() {
     let nsid = 1;
     let ifindex = on_host(&lab).unwrap().link.ifindex;
     let reads = |lab: &mut Lab, ifindex: Option<u32>| {
-        lab.network.hear(Event::Inner { nsid, ifindex }, vtepd::engine::Time::from_origin(lab.now.get()));
+        lab.network.event(Event::Inner { nsid, ifindex }, vtepd::engine::Time::from_origin(lab.now.get()));
         !lab.network.in_sync()
     };
     assert!(!reads(&mut lab, Some(ifindex + 1)));

@@ -109,7 +109,7 @@ impl Lab {
     }
 
     pub fn want(&mut self, update: Update) {
-        self.network.want(update, Time::from_origin(self.now.get()));
+        self.network.update(update, Time::from_origin(self.now.get()));
     }
 
     pub fn clock(&self) -> impl Fn() -> Time + use<> {

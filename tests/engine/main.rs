@@ -218,7 +218,7 @@ fn held_removals_keep_what_stands_while_additions_and_repairs_go_on() {
         lab.kernel.log.iter().filter(removes).count()
     };
     assert_eq!((lab.kernel.log.len(), deletes(&lab)), (3, 0), "a row and two neighbours come");
-    assert_eq!(lab.network.summary().held, 4, "the pair's end, a row, two neighbours");
+    assert_eq!(lab.network.summary().held, 6, "the pair's end, a row, two neighbours, the guard and its table");
     assert!(!lab.network.in_sync());
     // What somebody else does is undone, and what is desired moves, as ever.
     lab.forget();
@@ -368,7 +368,7 @@ fn an_event_that_lies_costs_a_look_and_nothing_else() {
         plain: true,
         kernels_own: false,
     };
-    lab.network.hear(Event::FdbGone(row), Time::default());
+    lab.network.event(Event::FdbGone(row), Time::default());
     lab.settle();
     assert_eq!((lab.kernel.log.len(), lab.drift()), (0, vec![]));
 }

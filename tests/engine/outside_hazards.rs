@@ -56,7 +56,7 @@ impl World {
 
     fn tell(&mut self, spec: Option<Option<NetworkSpec>>, endpoints: Vec<(EndpointId, Option<EndpointSpec>)>) {
         let update = Update { revision: 1, spec: spec.map(|spec| spec.map(Arc::new)), endpoints };
-        self.gateway.want(update, Time::from_origin(self.now.get()));
+        self.gateway.update(update, Time::from_origin(self.now.get()));
     }
 
     fn rest(&mut self) -> Turn {

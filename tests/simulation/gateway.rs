@@ -82,7 +82,7 @@ impl WayOutside {
     pub fn follow(&mut self, updates: &BTreeMap<Name, Update>, ports: &BTreeSet<u16>, now: Time) {
         let Some(update) = self.stage.follow(updates, ports) else { return };
         if self.engine.is_some() || matches!(update.spec, Some(Some(_))) {
-            self.engine.get_or_insert_with(engine).want(update, now);
+            self.engine.get_or_insert_with(engine).update(update, now);
         }
     }
 
@@ -90,7 +90,7 @@ impl WayOutside {
     pub fn sweep(&mut self, revision: i64, now: Time) {
         if self.engine.is_none() {
             let nothing = Update { revision, spec: Some(None), endpoints: Vec::new() };
-            self.engine.insert(engine()).want(nothing, now);
+            self.engine.insert(engine()).update(nothing, now);
         }
     }
 

@@ -7,10 +7,11 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use super::{
     delta::Cause,
     key::{Key, LinkId, NeighbourKey},
-    network::{InnerStatus, Local, Network},
+    local::InnerStatus,
+    network::Network,
     object::{Address, InnerLink, InnerState, LinkKind},
+    reads::ReadCause,
     time::Time,
-    unread::ReadCause,
 };
 use crate::model::{EndpointId, Netns};
 
@@ -20,7 +21,7 @@ const LOOKS: u32 = 10;
 impl Network {
     /// The addresses of a link, all of them.
     pub(super) fn observe_addresses(&mut self, id: &LinkId, addresses: &[Address], cause: ReadCause) {
-        let known = self.addresses.observed_in(on_link(id));
+        let known = self.tables.addresses.observed_in(on_link(id));
         let mut seen = BTreeSet::new();
         for address in addresses {
             let key = (id.clone(), address.net);
@@ -35,24 +36,20 @@ impl Network {
     }
 
     pub(super) fn saw_address(&mut self, key: &(LinkId, IpNet), observed: Option<bool>, cause: ReadCause) {
-        let had_v4 = self.has_v4_address(&key.0);
-        if self.addresses.saw(key, observed, cause.into()) && cause == ReadCause::Foreign {
-            self.drift.suspect(Key::Address(key.0.clone(), key.1));
+        let had_v4 = self.tables.has_v4_address(&key.0);
+        if self.tables.addresses.set_observed(key, observed, cause.into()) && cause == ReadCause::Foreign {
+            self.episodes.suspect(Key::Address(key.0.clone(), key.1));
         }
         // With its last IPv4 address a link loses its IPv4 neighbours, permanent ones too (fib_disable_ip, fib_frontend.c).
         if let LinkId::Vxlan(vni) | LinkId::Bridge(vni) = &key.0
             && had_v4
-            && !self.has_v4_address(&key.0)
+            && !self.tables.has_v4_address(&key.0)
         {
             let all = NeighbourKey::all_of(*vni, matches!(key.0, LinkId::Bridge(_)));
-            for key in self.neighbours.observed_in(all).iter().filter(|key| key.ip.is_ipv4()) {
-                self.neighbours.saw(key, None, Cause::Repair);
+            for key in self.tables.neighbours.observed_in(all).iter().filter(|key| key.ip.is_ipv4()) {
+                self.tables.neighbours.set_observed(key, None, Cause::Repair);
             }
         }
-    }
-
-    pub(super) fn has_v4_address(&self, id: &LinkId) -> bool {
-        self.addresses.observed_in(on_link(id)).iter().any(|(_, net)| net.addr().is_ipv4())
     }
 
     /// In the overlay namespace every address is ours, of link-local ones only those that we make. In an endpoint's namespace others may add theirs:
@@ -61,37 +58,42 @@ impl Network {
         let ip = address.net.addr();
         if matches!(ip, std::net::IpAddr::V6(v6) if v6.is_unicast_link_local()) {
             return !matches!(id, LinkId::Inner(_))
-                && (address.ours || self.addresses.get(&(id.clone(), address.net)).is_some());
+                && (address.ours || self.tables.addresses.get(&(id.clone(), address.net)).is_some());
         }
         match id {
             LinkId::Inner(endpoint) => {
-                let own =
-                    self.locals.get(endpoint).is_some_and(|l| l.spec.addresses.iter().any(|net| net.addr() == ip));
+                let own = self
+                    .locals
+                    .by_id
+                    .get(endpoint)
+                    .is_some_and(|l| l.spec.addresses.iter().any(|net| net.addr() == ip));
                 // What was ours stays ours until it is gone, also where the kernel keeps no number (before 5.18).
-                own || address.ours || self.addresses.observed_of(&(id.clone(), address.net)).is_some()
+                own || address.ours || self.tables.addresses.observed_of(&(id.clone(), address.net)).is_some()
             }
             // Of the host's addresses only those with our number, and what the bridge should have.
-            _ if self.config.home.is_host() => address.ours || self.addresses.get(&(id.clone(), address.net)).is_some(),
+            _ if self.config.home.is_host() => {
+                address.ours || self.tables.addresses.get(&(id.clone(), address.net)).is_some()
+            }
             _ => true,
         }
     }
 
     pub(super) fn observe_inner(&mut self, state: InnerState, cause: ReadCause, now: Time) {
-        let Some(id) = self.asked_inner.take() else { return };
+        let Some(id) = self.reads.asked_inner.take() else { return };
         let inner = LinkId::Inner(id.clone());
-        if let Some(local) = self.locals.get_mut(&id) {
+        if let Some(local) = self.locals.by_id.get_mut(&id) {
             local.unreadable = false;
         }
         match state {
             InnerState::NoNetns => {
                 self.observe_gone(&inner, cause.into());
                 self.set_inner_status(&id, InnerStatus::NoNetns);
-                if let Some(local) = self.locals.get_mut(&id)
+                if let Some(local) = self.locals.by_id.get_mut(&id)
                     && (1..LOOKS).contains(&local.looks)
                 {
                     let pause = Duration::from_millis(1 << (local.looks - 1));
                     local.looks += 1;
-                    self.unread.looks.insert(id, now + pause);
+                    self.reads.looks.insert(id, now + pause);
                 }
             }
             InnerState::Refused(reason) => {
@@ -102,24 +104,24 @@ impl Network {
                 self.set_inner_status(&id, refused);
             }
             InnerState::Netns { id: netns, nsid, link } => {
-                let Some(local) = self.locals.get_mut(&id) else { return };
+                let Some(local) = self.locals.by_id.get_mut(&id) else { return };
                 local.looks = 0;
                 let another = matches!(local.status, InnerStatus::Present { id, .. } if id != netns);
                 self.set_inner_status(&id, InnerStatus::Present { id: netns, nsid });
                 // What stands in a namespace that another endpoint has is that one's.
-                let link = link.filter(|_| self.locals.get(&id).is_some_and(|local| !local.shadowed));
+                let link = link.filter(|_| self.locals.by_id.get(&id).is_some_and(|local| !local.shadowed));
                 self.observe_inner_link(&id, nsid, link, if another { ReadCause::First } else { cause });
                 if another {
                     // The container was replaced by another one: what went with the old one is no drift.
-                    self.drift.absolve(|key| match key {
+                    self.episodes.absolve(|key| match key {
                         Key::Link(LinkId::Outer(of) | LinkId::Inner(of))
                         | Key::Address(LinkId::Inner(of), _)
                         | Key::Route(LinkId::Inner(of), _) => *of == id,
                         _ => false,
                     });
                     for end in [LinkId::Outer(id.clone()), LinkId::Inner(id.clone())] {
-                        self.drift.wrote(Key::Link(end.clone()));
-                        self.desired_moved(&Key::Link(end));
+                        self.episodes.wrote(Key::Link(end.clone()));
+                        self.episodes.desired_moved(&Key::Link(end));
                     }
                 }
             }
@@ -134,8 +136,8 @@ impl Network {
         cause: ReadCause,
     ) {
         let inner = LinkId::Inner(id.clone());
-        let outer = self.links.observed_of(&LinkId::Outer(id.clone()));
-        let on_host = self.locals.get(id).is_some_and(|local| local.spec.netns == Netns::Host);
+        let outer = self.tables.links.observed_of(&LinkId::Outer(id.clone()));
+        let on_host = self.locals.by_id.get(id).is_some_and(|local| local.spec.netns == Netns::Host);
         // With the other end in sight, the pair itself says which link it is; without it, only our mark does.
         let is_ours = |found: &InnerLink| match (&found.link.kind, outer.map(|outer| (outer.ifindex, &outer.kind))) {
             (LinkKind::Veth { peer, .. }, Some((outer, LinkKind::Veth { peer: back, peer_nsid }))) => {
@@ -149,10 +151,10 @@ impl Network {
             Some(InnerLink { link, addresses, routes, defaults_elsewhere }) => {
                 self.yield_defaults(id, defaults_elsewhere);
                 // What a link holds that was not seen before is history.
-                let known = self.links.observed_of(&inner).is_some();
+                let known = self.tables.links.observed_of(&inner).is_some();
                 let of_held = if known { cause } else { ReadCause::First };
-                if self.links.saw(&inner, Some(link), cause.into()) && cause == ReadCause::Foreign {
-                    self.drift.suspect(Key::Link(inner.clone()));
+                if self.tables.links.set_observed(&inner, Some(link), cause.into()) && cause == ReadCause::Foreign {
+                    self.episodes.suspect(Key::Link(inner.clone()));
                 }
                 self.observe_addresses(&inner, &addresses, of_held);
                 self.observe_routes(&inner, &routes, of_held);
@@ -169,22 +171,16 @@ impl Network {
     fn is_lone_end(&self, id: &EndpointId, found: &InnerLink, nsid: Option<i32>) -> bool {
         let InnerLink { link, addresses, .. } = found;
         let peer = match link.kind {
-            LinkKind::Veth { peer: Some(peer), .. } => self.by_index.get(&peer),
+            LinkKind::Veth { peer: Some(peer), .. } => self.tables.by_index.get(&peer),
             _ => None,
         };
         let back = LinkKind::Veth { peer: Some(link.ifindex), peer_nsid: nsid };
-        let in_use = peer.and_then(|id| self.links.observed_of(id)).is_some_and(|peer| peer.kind == back);
-        let own_mac = self.locals.get(id).is_some_and(|local| local.spec.mac == link.mac);
+        let in_use = peer.and_then(|id| self.tables.links.observed_of(id)).is_some_and(|peer| peer.kind == back);
+        let own_mac = self.locals.by_id.get(id).is_some_and(|local| local.spec.mac == link.mac);
         // Which address the gateway bridge gave is forgotten with the port.
-        let gateways = self.spec.iter().filter(|_| self.config.home.is_host()).flat_map(|spec| spec.gateways());
+        let gateways = self.desired.spec.iter().filter(|_| self.config.home.is_host()).flat_map(|spec| spec.gateways());
         let given = |gateway: &IpNet| addresses.iter().any(|held| held.ours && gateway.contains(&held.net.addr()));
         link.group == self.config.group && !in_use && (own_mac || gateways.copied().any(|gateway| given(&gateway)))
-    }
-
-    /// The local endpoints that live in the namespace with this identifier.
-    pub(super) fn locals_at(&self, nsid: i32) -> Vec<EndpointId> {
-        let there = |local: &Local| matches!(local.status, InnerStatus::Present { nsid: Some(n), .. } if n == nsid);
-        self.locals.iter().filter(|(_, local)| there(local)).map(|(id, _)| id.clone()).collect()
     }
 }
 

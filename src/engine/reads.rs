@@ -6,11 +6,13 @@ use std::{
 };
 
 use super::{
-    key::{Kind, LinkId, NeighbourKey, TunnelKey},
-    network::{Local, Netns, Network},
+    interface::{Failure, FailureKind, FdbPoint, LinkRef, Query},
+    key::{Key, Kind, LinkId, NeighbourKey, TunnelKey},
+    local::Local,
+    network::Network,
     object::{InnerAt, LinkKind},
     report::Blocked,
-    seam::{Failure, FailureKind, FdbPoint, LinkRef, Query},
+    tables::Netns,
     time::Time,
 };
 use crate::{
@@ -43,7 +45,7 @@ pub(super) enum ReadCause {
 
 /// What is to be read.
 #[derive(Debug, Default)]
-pub(super) struct Unread {
+pub(super) struct Reads {
     pub(super) netns: Option<ReadCause>,
     pub(super) links: Option<ReadCause>,
     pub(super) link: BTreeMap<LinkRef, ReadCause>,
@@ -70,6 +72,14 @@ pub(super) struct Unread {
     /// Reads that failed, each resting by itself.
     deferred: Vec<Deferred>,
     retries: BTreeMap<&'static str, Retry>,
+    /// What was asked last, and is not answered yet.
+    pub(super) asked: Option<(Query, ReadCause)>,
+    /// Whose end that is.
+    pub(super) asked_inner: Option<EndpointId>,
+    /// The tables of nftables that were read since the namespace was found: nothing is changed in others.
+    pub(super) rules_read: BTreeSet<TableId>,
+    pub(super) resync_at: Option<Time>,
+    pub(super) resync_started: Option<Time>,
 }
 
 /// A read that failed.
@@ -81,7 +91,7 @@ struct Deferred {
     failure: Failure,
 }
 
-impl Unread {
+impl Reads {
     /// Of a network of which nothing was read yet.
     pub(super) fn of_the_unknown() -> Self {
         Self { netns: Some(ReadCause::First), ..Self::default() }
@@ -90,6 +100,16 @@ impl Unread {
     /// Nothing is left to read.
     pub(super) fn is_empty(&self) -> bool {
         self.all_asked() && self.deferred.is_empty()
+    }
+
+    /// Whether the namespace that an object is in has to be looked at once more: a container that ended is no drift.
+    pub(super) fn awaits_netns_of(&self, key: &Key) -> bool {
+        match key {
+            Key::Link(LinkId::Outer(id) | LinkId::Inner(id))
+            | Key::Address(LinkId::Inner(id), _)
+            | Key::Route(LinkId::Inner(id), _) => self.looks.contains_key(id),
+            _ => false,
+        }
     }
 
     /// Nothing is left to read but rows that could not be read: what is known of all else can be judged.
@@ -247,30 +267,30 @@ impl Network {
     /// The next thing to read: the namespace before its links, links before rows.
     pub(super) fn next_query(&mut self, now: Time) -> Option<(Query, ReadCause)> {
         // Before everything was read once, what a hint leads to is as much history as the rest.
-        let first = self.unread.first_outstanding();
+        let first = self.reads.first_outstanding();
         self.next_read(now).map(|(query, cause)| (query, if first { ReadCause::First } else { cause }))
     }
 
     fn next_read(&mut self, now: Time) -> Option<(Query, ReadCause)> {
-        self.unread.take_up_deferred(now);
+        self.reads.take_up_deferred(now);
         let due: Vec<EndpointId> =
-            self.unread.looks.iter().filter(|(_, at)| **at <= now).map(|(id, _)| id.clone()).collect();
+            self.reads.looks.iter().filter(|(_, at)| **at <= now).map(|(id, _)| id.clone()).collect();
         for id in due {
-            self.unread.looks.remove(&id);
-            self.unread.inner(id, ReadCause::Foreign);
+            self.reads.looks.remove(&id);
+            self.reads.inner(id, ReadCause::Foreign);
         }
-        if let Some(cause) = self.unread.netns.take() {
+        if let Some(cause) = self.reads.netns.take() {
             return Some((Query::Netns, cause));
         }
-        if matches!(self.netns, Netns::Ours(_))
+        if matches!(self.tables.netns, Netns::Ours(_))
             && let Some(query) = self.next_in_namespace()
         {
             return Some(query);
         }
-        while let Some((id, cause)) = self.unread.inner.pop_first() {
-            if let Some(local) = self.locals.get(&id) {
+        while let Some((id, cause)) = self.reads.inner.pop_first() {
+            if let Some(local) = self.locals.by_id.get(&id) {
                 let query = Query::Inner(self.inner_at(&id, local));
-                self.asked_inner = Some(id);
+                self.reads.asked_inner = Some(id);
                 return Some((query, cause));
             }
         }
@@ -278,55 +298,55 @@ impl Network {
     }
 
     fn next_in_namespace(&mut self) -> Option<(Query, ReadCause)> {
-        if let Some(cause) = self.unread.links.take() {
-            self.unread.link.clear();
+        if let Some(cause) = self.reads.links.take() {
+            self.reads.link.clear();
             return Some((Query::Links, cause));
         }
-        if let Some((link, cause)) = self.unread.link.pop_first() {
+        if let Some((link, cause)) = self.reads.link.pop_first() {
             return Some((Query::Link(link), cause));
         }
-        if let Some(cause) = self.unread.forwarding.take() {
+        if let Some(cause) = self.reads.forwarding.take() {
             return Some((Query::Forwarding, cause));
         }
-        if std::mem::take(&mut self.unread.barriers) {
+        if std::mem::take(&mut self.reads.barriers) {
             return Some((Query::Barriers, ReadCause::Own));
         }
-        if let Some((table, cause)) = self.unread.rules.pop_first() {
+        if let Some((table, cause)) = self.reads.rules.pop_first() {
             return Some((Query::Rules(table), cause));
         }
-        if let Some(cause) = self.unread.all_rows.take() {
-            for (ifindex, id) in &self.by_index {
+        if let Some(cause) = self.reads.all_rows.take() {
+            for (ifindex, id) in &self.tables.by_index {
                 match id {
                     LinkId::Vxlan(_) => {
-                        self.unread.fdb_dump(*ifindex, cause);
-                        self.unread.neighbour_dump(*ifindex, cause);
+                        self.reads.fdb_dump(*ifindex, cause);
+                        self.reads.neighbour_dump(*ifindex, cause);
                     }
                     LinkId::Bridge(_) if self.config.home.is_host() => {}
                     LinkId::Bridge(_) => {
-                        self.unread.neighbour_dump(*ifindex, cause);
+                        self.reads.neighbour_dump(*ifindex, cause);
                     }
                     LinkId::Outer(_) => {
-                        self.unread.fdb_dump(*ifindex, cause);
+                        self.reads.fdb_dump(*ifindex, cause);
                     }
                     LinkId::Inner(_) | LinkId::Stray(_) => {}
                 }
             }
         }
         // What was to be read of a link that turned out to be gone went with it.
-        let there = |ifindex: &u32| self.by_index.contains_key(ifindex);
-        self.unread.fdb_dumps.retain(|ifindex, _| there(ifindex));
-        self.unread.neighbour_dumps.retain(|ifindex, _| there(ifindex));
-        if let Some((ifindex, cause)) = self.unread.fdb_dumps.pop_first() {
+        let there = |ifindex: &u32| self.tables.by_index.contains_key(ifindex);
+        self.reads.fdb_dumps.retain(|ifindex, _| there(ifindex));
+        self.reads.neighbour_dumps.retain(|ifindex, _| there(ifindex));
+        if let Some((ifindex, cause)) = self.reads.fdb_dumps.pop_first() {
             return Some((Query::FdbDump(ifindex), cause));
         }
-        if let Some((ifindex, cause)) = self.unread.neighbour_dumps.pop_first() {
+        if let Some((ifindex, cause)) = self.reads.neighbour_dumps.pop_first() {
             return Some((Query::NeighbourDump(ifindex), cause));
         }
-        let points = take_some(&mut self.unread.fdb, |point| there(&point.ifindex));
+        let points = take_some(&mut self.reads.fdb, |point| there(&point.ifindex));
         if !points.is_empty() {
             return Some((Query::FdbRows(points), ReadCause::Foreign));
         }
-        let points = take_some(&mut self.unread.neighbours, |(ifindex, _)| there(ifindex));
+        let points = take_some(&mut self.reads.neighbours, |(ifindex, _)| there(ifindex));
         if !points.is_empty() {
             return Some((Query::NeighbourRows(points), ReadCause::Foreign));
         }
@@ -335,7 +355,7 @@ impl Network {
 
     /// Where to look for the endpoint's end: by the index that the other end tells, else by its name.
     fn inner_at(&self, id: &EndpointId, local: &Local) -> InnerAt {
-        let outer = self.links.observed_of(&LinkId::Outer(id.clone()));
+        let outer = self.tables.links.observed_of(&LinkId::Outer(id.clone()));
         let ifindex = outer.and_then(|link| match link.kind {
             LinkKind::Veth { peer, .. } => peer,
             _ => None,
@@ -346,8 +366,8 @@ impl Network {
     /// Queues a row of a neighbour table to be looked up.
     pub(super) fn read_neighbour(&mut self, key: &NeighbourKey) {
         let link = key.link();
-        if let Some(ifindex) = self.links.observed_of(&link).map(|link| link.ifindex) {
-            self.unread.neighbours.insert((ifindex, key.ip));
+        if let Some(ifindex) = self.tables.links.observed_of(&link).map(|link| link.ifindex) {
+            self.reads.neighbours.insert((ifindex, key.ip));
         }
     }
 }

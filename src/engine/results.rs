@@ -2,14 +2,15 @@
 
 use super::{
     delta::Cause,
+    interface::{Action, Failure, FailureKind, LinkRef, NewLink, Op, Place},
     key::{Key, LinkId},
-    network::{BridgeRowSeen, NeighbourSeen, Network, TunnelSeen},
+    network::Network,
     object::{Forwarding, RouteRow},
     plan::Planned,
+    reads::ReadCause,
     report::Note,
-    seam::{Action, Failure, FailureKind, LinkRef, Op, Place},
+    tables::{BridgeRowSeen, NeighbourSeen, TunnelSeen},
     time::Time,
-    unread::ReadCause,
 };
 
 use crate::model::nft::ChainId;
@@ -25,7 +26,7 @@ impl Network {
         for (planned, result) in std::mem::take(&mut self.sent).into_iter().zip(results) {
             let gone = matches!(&result, Err(failure) if failure.kind == FailureKind::NotFound);
             let result = if gone && planned.action == Action::Delete { Ok(()) } else { result };
-            self.notes.push(Note::Op {
+            self.report.notes.push(Note::Op {
                 kind: planned.key.kind(),
                 action: planned.action,
                 cause: planned.cause,
@@ -48,16 +49,16 @@ impl Network {
             Op::DeleteLink { place: Place::Overlay, ifindex } => (ifindex, None),
             _ => return,
         };
-        let port = self.by_index.get(ifindex).and_then(|id| self.links.observed_of(id));
-        let bridge = joined.or_else(|| port?.master).and_then(|master| self.by_index.get(&master));
+        let port = self.tables.by_index.get(ifindex).and_then(|id| self.tables.links.observed_of(id));
+        let bridge = joined.or_else(|| port?.master).and_then(|master| self.tables.by_index.get(&master));
         if let Some(bridge) = bridge.cloned() {
-            self.drift.wrote(Key::Link(bridge));
+            self.episodes.wrote(Key::Link(bridge));
         }
     }
 
     fn acknowledged(&mut self, planned: &Planned, now: Time) {
         match (&planned.op, &planned.key) {
-            (Op::CreateNetns | Op::DeleteNetns, _) => self.unread.netns = Some(ReadCause::Own),
+            (Op::CreateNetns | Op::DeleteNetns, _) => self.reads.netns = Some(ReadCause::Own),
             (Op::AddLink(_) | Op::SetLink { .. } | Op::DeleteLink { .. }, Key::Link(id)) => {
                 self.link_written(id, &planned.op, planned.cause)
             }
@@ -70,48 +71,52 @@ impl Network {
             }
             (Op::AddRoute { route, .. } | Op::ReplaceRoute { route, .. }, Key::Route(id, dst)) => {
                 let seen = RouteRow { route: *route, ours: true, plain: true, alone: true };
-                self.routes.saw(&(id.clone(), *dst), Some(seen), Cause::Change);
+                self.tables.routes.set_observed(&(id.clone(), *dst), Some(seen), Cause::Change);
             }
             (Op::DeleteRoute { .. }, Key::Route(id, dst)) => {
-                self.routes.saw(&(id.clone(), *dst), None, Cause::Change);
+                self.tables.routes.set_observed(&(id.clone(), *dst), None, Cause::Change);
             }
             (Op::SetForwarding { on, .. }, Key::Forwarding(family)) => {
-                self.forwarding.saw(family, on.then_some(Forwarding::Everywhere), Cause::Change);
+                self.tables.forwarding.set_observed(family, on.then_some(Forwarding::Everywhere), Cause::Change);
             }
             (Op::PutFdb { dst, .. }, Key::Tunnel(key)) => {
                 let seen = TunnelSeen { dst: Some(*dst), plain: true };
-                self.tunnel_rows_mut(key).saw(key, Some(seen), Cause::Change);
+                self.tables.tunnel_rows_mut(key).set_observed(key, Some(seen), Cause::Change);
             }
             (Op::DeleteFdb { dst: None, .. }, Key::Tunnel(key)) if key.dst.is_some() => {
                 for lost in self.lose_flood_list(key.vni, planned.cause) {
-                    self.settled(&Key::Tunnel(lost), now);
+                    self.repaired(&Key::Tunnel(lost), now);
                 }
             }
             (Op::DeleteFdb { .. }, Key::Tunnel(key)) => {
-                self.tunnel_rows_mut(key).saw(key, None, Cause::Change);
+                self.tables.tunnel_rows_mut(key).set_observed(key, None, Cause::Change);
             }
             (Op::PutBridgeRow { ifindex, .. }, Key::BridgeRow(key)) => {
-                let port = match self.by_index.get(ifindex) {
+                let port = match self.tables.by_index.get(ifindex) {
                     Some(LinkId::Outer(id)) => Some(id.clone()),
                     _ => None,
                 };
-                self.bridge_rows.saw(key, Some(BridgeRowSeen { port, ifindex: *ifindex, plain: true }), Cause::Change);
+                self.tables.bridge_rows.set_observed(
+                    key,
+                    Some(BridgeRowSeen { port, ifindex: *ifindex, plain: true }),
+                    Cause::Change,
+                );
             }
             (Op::DeleteBridgeRow { .. }, Key::BridgeRow(key)) => {
-                self.bridge_rows.saw(key, None, Cause::Change);
+                self.tables.bridge_rows.set_observed(key, None, Cause::Change);
             }
             (Op::PutNeighbour { mac, .. }, Key::Neighbour(key)) => {
                 let seen = NeighbourSeen { mac: Some(*mac), permanent: true, ours: true };
-                self.neighbours.saw(key, Some(seen), Cause::Change);
+                self.tables.neighbours.set_observed(key, Some(seen), Cause::Change);
             }
             (Op::DeleteNeighbour { .. }, Key::Neighbour(key)) => {
-                self.neighbours.saw(key, None, Cause::Change);
+                self.tables.neighbours.set_observed(key, None, Cause::Change);
             }
             _ => {}
         }
         if let Op::ChangeRules(changes) = &planned.op {
             for key in self.rules_changed(changes) {
-                self.settled(&key, now);
+                self.repaired(&key, now);
             }
             return;
         }
@@ -122,46 +127,46 @@ impl Network {
         if let (Action::Replace, Op::DeleteRoute { .. }, Key::Route(LinkId::Inner(endpoint), _)) =
             (planned.action, &planned.op, &planned.key)
         {
-            self.unread.inner(endpoint.clone(), ReadCause::Own);
-            self.settling.insert(planned.key.clone());
-            self.drift.wrote(planned.key.clone());
+            self.reads.inner(endpoint.clone(), ReadCause::Own);
+            self.episodes.await_read(planned.key.clone());
             return;
         }
         // Links and the namespace are known only when they are read; what was not done at once is then tried after a pause.
         if matches!(planned.key, Key::Link(_) | Key::Netns) {
-            self.settling.insert(planned.key.clone());
-            self.drift.wrote(planned.key.clone());
+            self.episodes.await_read(planned.key.clone());
         } else {
-            self.settled(&planned.key, now);
+            self.repaired(&planned.key, now);
         }
     }
 
     /// An object that an operation of ours was for: as desired now, or not yet.
-    fn settled(&mut self, key: &Key, now: Time) {
-        if self.difference(key).is_some() {
+    fn repaired(&mut self, key: &Key, now: Time) {
+        if self.view().difference(key).is_some() {
             return;
         }
-        self.troubles.over(key);
-        if let Some(since) = self.drift.close(key) {
-            self.notes.push(Note::Repaired { kind: key.kind(), took: now.since(since), object: key.to_string() });
+        self.episodes.works(key);
+        if let Some(since) = self.episodes.close(key) {
+            self.report.notes.push(Note::Repaired {
+                kind: key.kind(),
+                took: now.since(since),
+                object: key.to_string(),
+            });
         }
     }
 
-    /// Settles the links that operations of ours were for, once they were read.
-    pub(super) fn settle_links(&mut self, now: Time) {
-        for key in std::mem::take(&mut self.settling) {
-            if self.difference(&key).is_none() {
-                self.unsettled.remove(&key);
-                self.settled(&key, now);
+    /// Confirms what operations of ours did to links and the namespace, once they were read.
+    pub(super) fn confirm_writes(&mut self, now: Time) {
+        for key in self.episodes.take_confirmable() {
+            if self.view().difference(&key).is_none() {
+                self.episodes.confirmed(&key);
+                self.repaired(&key, now);
                 continue;
             }
             // A link is made, then set: a few rounds are normal, more are a kernel that says yes and does nothing.
-            let rounds = self.unsettled.entry(key.clone()).or_default();
-            *rounds += 1;
-            if *rounds > NORMAL_ROUNDS {
+            if self.episodes.count_idle_write(&key) > NORMAL_ROUNDS {
                 let failure =
                     Failure::new(FailureKind::Refused, "the kernel acknowledged, and it is still not as asked");
-                self.troubles.failed(&key, failure, now);
+                self.episodes.failed(&key, failure, now);
             }
         }
     }
@@ -169,46 +174,46 @@ impl Network {
     fn link_written(&mut self, id: &LinkId, op: &Op, cause: Cause) {
         match op {
             Op::DeleteLink { place: Place::Overlay, ifindex } => {
-                if let Some(gone) = self.by_index.get(ifindex).cloned() {
+                if let Some(gone) = self.tables.by_index.get(ifindex).cloned() {
                     self.observe_gone(&gone, cause);
                     self.link_moved(&gone);
                 }
             }
             Op::SetLink { place: Place::Overlay, ifindex, .. } => {
-                self.unread.link(LinkRef::Index(*ifindex), ReadCause::Own);
+                self.reads.link(LinkRef::Index(*ifindex), ReadCause::Own);
             }
             op => {
-                if let Some(name) = Self::new_link_name(op) {
-                    self.unread.link(name, ReadCause::Own);
+                if let Some(name) = name_of_new(op) {
+                    self.reads.link(name, ReadCause::Own);
                 }
             }
         }
         if let LinkId::Inner(endpoint) | LinkId::Outer(endpoint) = id {
-            self.unread.inner(endpoint.clone(), ReadCause::Own);
+            self.reads.inner(endpoint.clone(), ReadCause::Own);
         }
     }
 
     /// Nothing is assumed about an object whose operation failed: it is read again, and tried again later.
     fn failed(&mut self, planned: &Planned, failure: Failure, now: Time) {
-        if self.drift.is_open(&planned.key) {
-            self.notes.push(Note::RepairFailed { kind: planned.key.kind() });
+        if self.episodes.is_open(&planned.key) {
+            self.report.notes.push(Note::RepairFailed { kind: planned.key.kind() });
         }
-        self.troubles.failed(&planned.key, failure, now);
-        self.drift.wrote(planned.key.clone());
+        self.episodes.failed(&planned.key, failure, now);
+        self.episodes.wrote(planned.key.clone());
         match &planned.op {
-            Op::CreateNetns | Op::DeleteNetns => self.unread.netns = Some(ReadCause::Own),
+            Op::CreateNetns | Op::DeleteNetns => self.reads.netns = Some(ReadCause::Own),
             Op::DeleteLink { place: Place::Overlay, ifindex } => {
                 // The pair may be gone all the same, by the end that the operation was not for.
-                if let Some(id) = self.by_index.get(ifindex) {
-                    self.drift.wrote(Key::Link(id.clone()));
+                if let Some(id) = self.tables.by_index.get(ifindex) {
+                    self.episodes.wrote(Key::Link(id.clone()));
                 }
-                self.unread.link(LinkRef::Index(*ifindex), ReadCause::Own);
+                self.reads.link(LinkRef::Index(*ifindex), ReadCause::Own);
             }
             Op::ReclaimVni { .. } => {}
             Op::ChangeRules(_) => {
                 if let Key::Rules(table) | Key::Chain(ChainId { table, .. }) = &planned.key {
-                    self.drift.wrote(Key::Rules(table.clone()));
-                    self.unread.rules(table.clone(), ReadCause::Foreign);
+                    self.episodes.wrote(Key::Rules(table.clone()));
+                    self.reads.rules(table.clone(), ReadCause::Foreign);
                 }
             }
             Op::AddLink(_) | Op::SetLink { .. } | Op::DeleteLink { .. } => {
@@ -217,11 +222,11 @@ impl Network {
                 }
             }
             Op::SetForwarding { .. } => {
-                self.unread.forwarding = self.unread.forwarding.max(Some(ReadCause::Foreign));
+                self.reads.forwarding = self.reads.forwarding.max(Some(ReadCause::Foreign));
             }
             Op::AddRoute { .. } | Op::ReplaceRoute { .. } | Op::DeleteRoute { .. } => {
                 if let Key::Route(LinkId::Inner(endpoint), _) = &planned.key {
-                    self.unread.inner(endpoint.clone(), ReadCause::Foreign);
+                    self.reads.inner(endpoint.clone(), ReadCause::Foreign);
                 }
             }
             Op::AddAddress { place, ifindex, .. } | Op::DeleteAddress { place, ifindex, .. } => match &planned.key {
@@ -229,23 +234,33 @@ impl Network {
                     if matches!(planned.op, Op::DeleteAddress { .. }) {
                         self.address_taken(id);
                     }
-                    self.unread.inner(endpoint.clone(), ReadCause::Foreign);
+                    self.reads.inner(endpoint.clone(), ReadCause::Foreign);
                 }
-                _ if *place == Place::Overlay => self.unread.link(LinkRef::Index(*ifindex), ReadCause::Foreign),
+                _ if *place == Place::Overlay => self.reads.link(LinkRef::Index(*ifindex), ReadCause::Foreign),
                 _ => {}
             },
             Op::PutFdb { ifindex, mac, .. } | Op::DeleteFdb { ifindex, mac, .. } => {
                 self.read_tunnel_row(*ifindex, *mac);
             }
             Op::PutBridgeRow { ifindex, .. } | Op::DeleteBridgeRow { ifindex, .. } => {
-                self.unread.link(LinkRef::Index(*ifindex), ReadCause::Foreign);
+                self.reads.link(LinkRef::Index(*ifindex), ReadCause::Foreign);
                 if let Key::BridgeRow(key) = &planned.key {
                     self.read_bridge_row(key);
                 }
             }
             Op::PutNeighbour { ifindex, ip, .. } | Op::DeleteNeighbour { ifindex, ip } => {
-                self.unread.neighbours.insert((*ifindex, *ip));
+                self.reads.neighbours.insert((*ifindex, *ip));
             }
         }
+    }
+}
+
+/// Where to read a link that was just made.
+fn name_of_new(op: &Op) -> Option<LinkRef> {
+    match op {
+        Op::AddLink(NewLink::Bridge { name, .. } | NewLink::Vxlan { name, .. } | NewLink::Veth { name, .. }) => {
+            Some(LinkRef::Name(name.clone()))
+        }
+        _ => None,
     }
 }

@@ -1,4 +1,4 @@
-//! From a network's desired spec and endpoints to the desired side of the tables.
+//! Desired: from a network's desired spec and endpoints to the desired side of the tables.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,13 +9,16 @@ use std::{
 use ipnet::IpNet;
 
 use super::{
+    config::Home,
     delta::Cause,
     device::LinkWant,
+    interface::LinkRef,
     key::{BridgeRowKey, Key, LinkId, NeighbourKey, TunnelKey},
-    network::{Home, InnerStatus, Local, Netns, Network},
-    seam::LinkRef,
+    local::{InnerStatus, Local},
+    network::Network,
+    reads::ReadCause,
+    tables::Netns,
     time::Time,
-    unread::ReadCause,
 };
 use crate::{
     desired::{EndpointSpec, LocalEndpoint, NetworkSpec, RemoteEndpoint, Segment, Update},
@@ -37,23 +40,40 @@ fn tunnel_of(remote: &RemoteEndpoint) -> TunnelKey {
     TunnelKey { vni: remote.vni, mac: remote.mac, dst: None }
 }
 
+/// What should be here.
+#[derive(Debug, Default)]
+pub(super) struct Desired {
+    /// Nothing is touched before it is known.
+    pub(super) known: bool,
+    /// What nothing desires stays where it is.
+    pub(super) removals_held: bool,
+    pub(super) spec: Option<Arc<NetworkSpec>>,
+    pub(super) endpoints: BTreeMap<EndpointId, EndpointSpec>,
+    /// How many more endpoints than one a row of a VXLAN device leads to.
+    pub(super) sharers: BTreeMap<TunnelKey, usize>,
+    /// The VTEPs that endpoints of the network are behind, each with how many.
+    pub(super) vteps: BTreeMap<IpAddr, usize>,
+    /// `i` of `br<i>` and `vxlan<i+1>`.
+    pub(super) numbers: BTreeMap<Vni, u32>,
+}
+
 impl Network {
     /// Takes a change of what is desired; `now` is when its watch event was received.
-    pub fn want(&mut self, update: Update, now: Time) {
-        self.told = true;
-        self.revision = update.revision;
-        self.waiting_since.get_or_insert(now);
+    pub fn update(&mut self, update: Update, now: Time) {
+        self.desired.known = true;
+        self.report.revision = update.revision;
+        self.report.waiting_since.get_or_insert(now);
         let mut moved = BTreeSet::new();
         // All removals come first: an endpoint that moves has the same rows under another identity, and stays in place.
         for (id, new) in &update.endpoints {
-            if let Some(old) = self.endpoints.remove(id) {
+            if let Some(old) = self.desired.endpoints.remove(id) {
                 moved.extend(self.count_vtep(&old, false));
                 // The rows of an endpoint that is merely behind another VTEP are set where they stand.
                 if let Some(new) = new.as_ref().and_then(|new| with_same_rows(&old, new)) {
                     self.want_tunnel(tunnel_of(new), Some(new.vtep));
                     let new = EndpointSpec::Remote(new.clone());
                     moved.extend(self.count_vtep(&new, true));
-                    self.endpoints.insert(id.clone(), new);
+                    self.desired.endpoints.insert(id.clone(), new);
                     continue;
                 }
                 self.set_rows(id, &old, false);
@@ -67,18 +87,18 @@ impl Network {
             self.set_spec(spec);
         }
         for (id, new) in update.endpoints {
-            if let Some(new) = new.filter(|_| !self.endpoints.contains_key(&id)) {
+            if let Some(new) = new.filter(|_| !self.desired.endpoints.contains_key(&id)) {
                 if let EndpointSpec::Local(local) = &new {
                     self.remember_local(&id, local);
                 }
                 moved.extend(self.count_vtep(&new, true));
                 self.set_rows(&id, &new, true);
-                self.endpoints.insert(id, new);
+                self.desired.endpoints.insert(id, new);
             }
         }
         self.refresh_flood(&moved);
-        if spec_changed && self.spec.is_none() {
-            let gone = std::mem::take(&mut self.endpoints);
+        if spec_changed && self.desired.spec.is_none() {
+            let gone = std::mem::take(&mut self.desired.endpoints);
             for (id, old) in &gone {
                 self.count_vtep(old, false);
                 self.set_rows(id, old, false);
@@ -91,8 +111,8 @@ impl Network {
         let segments = |spec: &Option<Arc<NetworkSpec>>| -> BTreeMap<Vni, Segment> {
             spec.iter().flat_map(|spec| &spec.segments).map(|segment| (segment.vni, segment.clone())).collect()
         };
-        let (old, new) = (segments(&self.spec), segments(&spec));
-        let before = std::mem::replace(&mut self.spec, spec);
+        let (old, new) = (segments(&self.desired.spec), segments(&spec));
+        let before = std::mem::replace(&mut self.desired.spec, spec);
         self.want_chains_of_spec(before.as_deref());
         self.want_link_locals(before.as_deref());
         self.refresh_bridges_neighbours(before.as_deref());
@@ -120,11 +140,11 @@ impl Network {
         }
         self.want_forwarding();
         self.refresh_links();
-        if self.unnumbered() && matches!(self.netns, Netns::Ours(_)) {
+        if self.unnumbered() && matches!(self.tables.netns, Netns::Ours(_)) {
             // Among leftovers that were held may be what is desired now, of whose rows nothing is known.
-            let held = self.by_index.values().any(|id| matches!(id, LinkId::Stray(_)));
+            let held = self.tables.by_index.values().any(|id| matches!(id, LinkId::Stray(_)));
             let cause = if held { ReadCause::First } else { ReadCause::Own };
-            self.unread.links = self.unread.links.max(Some(cause));
+            self.reads.links = self.reads.links.max(Some(cause));
         }
     }
 
@@ -145,10 +165,10 @@ impl Network {
             // It has no address yet, and so no rows.
             EndpointSpec::Outside(_) => {}
             EndpointSpec::Local(local) => {
-                let wired = wanted && self.locals.get(id).is_some_and(Local::wired);
+                let wired = wanted && self.locals.by_id.get(id).is_some_and(Local::wired);
                 let key = BridgeRowKey { vni: local.vni, mac: local.mac };
-                if self.bridge_rows.want(&key, wired.then(|| id.clone())) {
-                    self.desired_moved(&Key::BridgeRow(key));
+                if self.tables.bridge_rows.set_desired(&key, wired.then(|| id.clone())) {
+                    self.episodes.desired_moved(&Key::BridgeRow(key));
                 }
                 for net in &local.addresses {
                     self.want_address(&(LinkId::Inner(id.clone()), *net), wired.then_some(()));
@@ -161,22 +181,22 @@ impl Network {
                 } else {
                     self.want_link(&LinkId::Outer(id.clone()), None);
                     self.want_link(&LinkId::Inner(id.clone()), None);
-                    self.want_chain(&self.guard_id(id), None);
+                    self.want_chain(&self.config.guard_id(id), None);
                 }
             }
         }
     }
 
     pub(super) fn want_neighbour(&mut self, key: NeighbourKey, mac: Mac, wanted: bool) {
-        if self.neighbours.want(&key, wanted.then_some(mac)) {
-            self.desired_moved(&Key::Neighbour(key));
+        if self.tables.neighbours.set_desired(&key, wanted.then_some(mac)) {
+            self.episodes.desired_moved(&Key::Neighbour(key));
         }
     }
 
     /// Adds or takes away one of the endpoints that a row leads to. It stays while there is any.
     fn set_tunnel(&mut self, key: TunnelKey, vtep: IpAddr, wanted: bool) {
-        let more = self.sharers.remove(&key).unwrap_or_default();
-        let more = match (wanted, self.tunnels.desired_of(&key)) {
+        let more = self.desired.sharers.remove(&key).unwrap_or_default();
+        let more = match (wanted, self.tables.tunnels.desired_of(&key)) {
             (true, Some(_)) => more + 1,
             (false, Some(_)) if more > 0 => more - 1,
             _ => {
@@ -184,7 +204,7 @@ impl Network {
             }
         };
         if more > 0 {
-            self.sharers.insert(key, more);
+            self.desired.sharers.insert(key, more);
         }
         if wanted {
             self.want_tunnel(key, Some(vtep));
@@ -192,68 +212,49 @@ impl Network {
     }
 
     fn want_tunnel(&mut self, key: TunnelKey, want: Option<IpAddr>) {
-        if self.tunnels.want(&key, want) {
-            self.desired_moved(&Key::Tunnel(key));
+        if self.tables.tunnels.set_desired(&key, want) {
+            self.episodes.desired_moved(&Key::Tunnel(key));
         }
     }
 
     pub(super) fn want_link(&mut self, id: &LinkId, want: Option<LinkWant>) {
-        if self.links.want(id, want) {
-            self.desired_moved(&Key::Link(id.clone()));
+        if self.tables.links.set_desired(id, want) {
+            self.episodes.desired_moved(&Key::Link(id.clone()));
         }
     }
 
     pub(super) fn want_address(&mut self, key: &(LinkId, IpNet), want: Option<()>) {
-        if self.addresses.want(key, want) {
-            self.desired_moved(&Key::Address(key.0.clone(), key.1));
+        if self.tables.addresses.set_desired(key, want) {
+            self.episodes.desired_moved(&Key::Address(key.0.clone(), key.1));
         }
         // The host's bridge may be somebody else's, and have had the address before us.
         let on_hosts_bridge = self.config.home.is_host() && matches!(key.0, LinkId::Bridge(_));
-        if on_hosts_bridge && want.is_none() && self.addresses.observed_of(key) == Some(&false) {
-            self.addresses.saw(key, None, Cause::Change);
+        if on_hosts_bridge && want.is_none() && self.tables.addresses.observed_of(key) == Some(&false) {
+            self.tables.addresses.set_observed(key, None, Cause::Change);
         }
-    }
-
-    /// Retries and damping of what was desired before do not hold up what is desired now.
-    pub(super) fn desired_moved(&mut self, key: &Key) {
-        self.troubles.over(key);
-        self.drift.release(key);
     }
 
     fn remember_local(&mut self, id: &EndpointId, spec: &LocalEndpoint) {
-        match self.locals.get_mut(id) {
+        match self.locals.by_id.get_mut(id) {
             Some(local) if local.spec.netns == spec.netns => local.spec = spec.clone(),
             _ => {
                 self.forget_local(id);
-                let name = self.outer_name_of(id);
-                if self.by_index.values().any(|id| matches!(id, LinkId::Stray(_))) {
-                    self.unread.link(LinkRef::Name(name.clone()), ReadCause::First);
+                let name = self.config.outer_name(id);
+                if self.tables.by_index.values().any(|id| matches!(id, LinkId::Stray(_))) {
+                    self.reads.link(LinkRef::Name(name.clone()), ReadCause::First);
                 }
-                self.by_outer_name.insert(name, id.clone());
-                if let Some(path) = spec.netns.path() {
-                    self.by_path.entry(path.to_owned()).or_default().insert(id.clone());
-                }
-                self.locals.insert(id.clone(), Local::new(spec.clone()));
+                self.locals.insert(id, name, spec.clone());
             }
         }
-        self.unread.inner(id.clone(), ReadCause::First);
+        self.reads.inner(id.clone(), ReadCause::First);
     }
 
     fn forget_local(&mut self, id: &EndpointId) {
-        if let Some(local) = self.locals.remove(id) {
-            if let Some(path) = local.spec.netns.path()
-                && let Some(at_path) = self.by_path.get_mut(path)
-            {
-                at_path.remove(id);
-                if at_path.is_empty() {
-                    self.by_path.remove(path);
-                }
-            }
+        if let Some(local) = self.locals.remove(id, &self.config.outer_name(id)) {
             self.want_routes(id, &[]);
             self.refresh_routes(&local.spec.netns);
-            self.unread.inner.remove(id);
-            self.unread.looks.remove(id);
-            self.by_outer_name.remove(&self.outer_name_of(id));
+            self.reads.inner.remove(id);
+            self.reads.looks.remove(id);
             self.reshadow(&local.status);
             // What is left of it in a namespace that is still there goes with the other end of the pair.
             self.observe_gone(&LinkId::Inner(id.clone()), Cause::Change);
@@ -262,7 +263,7 @@ impl Network {
 
     /// Sets whether a local endpoint's namespace is there to be wired.
     pub(super) fn set_inner_status(&mut self, id: &EndpointId, status: InnerStatus) {
-        let Some(local) = self.locals.get_mut(id) else { return };
+        let Some(local) = self.locals.by_id.get_mut(id) else { return };
         let was_wired = local.wired();
         let before = std::mem::replace(&mut local.status, status.clone());
         if local.wired() != was_wired {
@@ -279,10 +280,11 @@ impl Network {
     fn reshadow(&mut self, status: &InnerStatus) {
         let (Home::Host { .. }, InnerStatus::Present { id: netns, .. }) = (&self.config.home, status) else { return };
         let there = |local: &Local| matches!(&local.status, InnerStatus::Present { id, .. } if id == netns);
-        let here = self.locals.iter().filter(|(_, local)| there(local)).map(|(id, _)| id.clone());
-        let changed = here.enumerate().filter(|(n, id)| self.locals.get(id).is_some_and(|l| l.shadowed != (*n > 0)));
+        let here = self.locals.by_id.iter().filter(|(_, local)| there(local)).map(|(id, _)| id.clone());
+        let changed =
+            here.enumerate().filter(|(n, id)| self.locals.by_id.get(id).is_some_and(|l| l.shadowed != (*n > 0)));
         for (n, id) in changed.collect::<Vec<_>>() {
-            let Some(local) = self.locals.get_mut(&id) else { continue };
+            let Some(local) = self.locals.by_id.get_mut(&id) else { continue };
             local.shadowed = n > 0;
             let spec = EndpointSpec::Local(local.spec.clone());
             self.set_rows(&id, &spec, true);

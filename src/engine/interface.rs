@@ -1,4 +1,4 @@
-//! The seam between engine and kernel: three verbs in our own nouns. The real kernel and the simulated one stand behind it.
+//! The interface between engine and kernel: three verbs in our own nouns. The real kernel and the simulated one stand behind it.
 
 use std::{fmt, net::IpAddr, path::PathBuf};
 
