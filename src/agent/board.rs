@@ -43,6 +43,8 @@ pub(super) struct Totals {
     pub(super) in_sync: usize,
     /// How many, the host's own counted, are not in sync.
     pub(super) lagging: usize,
+    /// The same by name, each with the reason in words.
+    pub(super) lagging_networks: Vec<(Name, String)>,
     /// How many, the host's own counted, have never come to rest.
     pub(super) unsettled: usize,
     /// The lowest revision that a network has applied which was told of newer ones; `None` when none was.
@@ -58,6 +60,25 @@ pub(super) struct Totals {
 impl Entry {
     fn shown<'a>(&'a self, name: &'a Name) -> &'a Name {
         self.shown.as_ref().unwrap_or(name)
+    }
+
+    /// Why it is not in sync, in words.
+    fn lags_because(&self) -> String {
+        let summary = &self.summary;
+        let drifted: u64 = summary.drifting.values().sum();
+        if self.handled < self.posted {
+            "has changes to take in".to_owned()
+        } else if let Some(first) = summary.blocked.first() {
+            let others = match summary.blocked.len() {
+                1 => String::new(),
+                all => format!(", and {} more", all - 1),
+            };
+            format!("blocked: {}: {}{others}", first.object, first.reason)
+        } else if drifted > 0 {
+            format!("{drifted} drifted objects are being repaired")
+        } else {
+            "is being read or written".to_owned()
+        }
     }
 }
 
@@ -125,6 +146,9 @@ impl Board {
             totals.networks += usize::from(network);
             totals.in_sync += usize::from(network && in_sync);
             totals.lagging += usize::from(!in_sync);
+            if !in_sync {
+                totals.lagging_networks.push((entry.shown(name).clone(), entry.lags_because()));
+            }
             totals.unsettled += usize::from(!entry.settled);
             let (applied, told) = (entry.summary.applied_revision, entry.summary.revision);
             // One that has applied all that it was told is not behind, whatever somebody else does to it.

@@ -32,6 +32,11 @@ impl Journal {
         self.network = network;
     }
 
+    /// What the network is called.
+    pub(super) const fn network(&self) -> &Name {
+        &self.network
+    }
+
     /// Says what cannot be made, once for each object and reason.
     pub(super) fn blocked(&mut self, now: &[Blocked]) {
         let now: BTreeSet<_> = now.iter().map(|b| (b.object.clone(), b.message.clone())).collect();

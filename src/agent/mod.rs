@@ -16,6 +16,7 @@ mod pace;
 mod pages;
 mod paths;
 mod reading;
+mod recent;
 mod settings;
 mod status;
 mod takedown;
@@ -33,7 +34,9 @@ use self::{
 };
 pub use self::{
     reading::read_store,
+    recent::{Episode, Outcome},
     settings::{Owner, Settings},
+    status::{Blocked, Conflict, Lagging, Listed, Networks, NodeStatus, Rejection},
     takedown::cleanup,
 };
 use crate::{
@@ -85,6 +88,14 @@ pub enum Error {
         /// Why.
         error: io::Error,
     },
+    /// The socket in the run directory cannot be made.
+    #[error("cannot listen on {path}: {error}")]
+    Socket {
+        /// The socket.
+        path: String,
+        /// Why.
+        error: io::Error,
+    },
     /// Something that every system has is not to be had.
     #[error("{what}: {error}")]
     System {
@@ -129,14 +140,17 @@ pub async fn run(settings: Settings, shutdown: impl Future<Output = ()>) -> Resu
     let pages = Arc::new(AgentPages::new(Arc::clone(&shared)));
     let listen = |error| Error::Listen { address: settings.listen, error };
     let listener = TcpListener::bind(settings.listen).await.map_err(listen)?;
+    let path = settings.socket();
+    let local = http::bind_locally(&path).map_err(|error| Error::Socket { path: path.display().to_string(), error })?;
     info!(node = %settings.node, listen = %settings.listen, "starting");
-    let served = tokio::spawn(http::serve(listener, Arc::clone(&pages)));
+    let served = AbortOnDrop(tokio::spawn(http::serve(listener, Arc::clone(&pages))));
+    let served_locally = AbortOnDrop(tokio::spawn(http::serve_locally(local, Arc::clone(&pages))));
     tokio::pin!(shutdown);
     let outcome = tokio::select! {
         outcome = follow(&settings, shared, pages) => outcome,
         () = &mut shutdown => Ok(()),
     };
-    served.abort();
+    drop((served, served_locally));
     info!("ended; the datapath stays in place");
     outcome
 }
@@ -182,9 +196,9 @@ async fn follow(settings: &Settings, shared: Arc<Shared>, pages: Arc<AgentPages>
 }
 
 /// A task that ends with its owner.
-struct AbortOnDrop(tokio::task::JoinHandle<()>);
+struct AbortOnDrop<T>(tokio::task::JoinHandle<T>);
 
-impl Drop for AbortOnDrop {
+impl<T> Drop for AbortOnDrop<T> {
     fn drop(&mut self) {
         self.0.abort();
     }

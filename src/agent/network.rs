@@ -12,7 +12,7 @@ use std::{
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tracing::{debug, error, info, warn};
 
-use super::{board::Board, journal::Journal, mailbox::Mailbox};
+use super::{board::Board, journal::Journal, mailbox::Mailbox, recent::Recent};
 use crate::{
     desired::OutsideConfig,
     engine::{Answer, Config, Event, Failure, Gateway, Home, Kernel, Network, Op, Query, Reconciler, Time, Turn, turn},
@@ -41,6 +41,8 @@ pub(super) struct Shared {
     pub(super) resync: Duration,
     pub(super) metrics: Metrics,
     pub(super) board: Board,
+    /// The last drifts and what became of them.
+    pub(super) recent: Recent,
     pub(super) origin: Instant,
     /// Removing a bridge holds the lock of all netlink writers for milliseconds: networks are taken down one at a time.
     pub(super) removal: Mutex<()>,
@@ -143,6 +145,7 @@ fn run(name: &Name, shared: &Shared, mailbox: &Mailbox) {
         shared.board.end(name, summary, told && turn != Turn::More, work.posted);
         for note in engine.take_notes() {
             shared.metrics.count(&note);
+            shared.recent.note(journal.network(), &note);
             journal.write(&note);
         }
         if kernel.generation() != generation {

@@ -119,6 +119,10 @@ impl Pages for AgentPages {
         self.metrics().expose().map_err(|error| error.to_string())
     }
 
+    fn journal(&self) -> Result<String, String> {
+        serde_json::to_string(&self.shared.recent.episodes()).map_err(|error| error.to_string())
+    }
+
     fn healthy(&self) -> Result<(), String> {
         let idle = self.state().turned.elapsed();
         if idle > STUCK {

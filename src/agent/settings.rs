@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Error, board::Board, network::Shared};
+use super::{Error, board::Board, network::Shared, recent::Recent};
 use crate::{
     desired::OutsideConfig,
     etcd::{self, Tls},
@@ -29,6 +29,11 @@ pub struct Owner {
 }
 
 impl Owner {
+    /// The socket on which the agent of this instance serves its pages to root on this host.
+    pub fn socket(&self) -> PathBuf {
+        self.run_dir.join(format!("{}.sock", self.instance))
+    }
+
     /// What all networks of this owner share.
     pub(super) fn shared(&self, netns_roots: Vec<PathBuf>, resync: Duration, adopt: bool) -> Result<Shared, Error> {
         Ok(Shared {
@@ -41,6 +46,7 @@ impl Owner {
             resync,
             metrics: Metrics::new()?,
             board: Board::default(),
+            recent: Recent::default(),
             origin: Instant::now(),
             removal: Mutex::new(()),
         })
@@ -86,6 +92,11 @@ impl Settings {
 
     /// How many kernel resyncs there are to one audit of the store, which costs all its keys.
     const RESYNCS_PER_AUDIT: u32 = 5;
+
+    /// Where this agent's own socket is: the pages for root on this host, whatever `listen` says.
+    pub(super) fn socket(&self) -> PathBuf {
+        self.owner.socket()
+    }
 
     /// How to follow the records below a prefix.
     pub(super) fn etcd(&self, prefix: &str) -> etcd::Config {

@@ -5,11 +5,18 @@ mod checks;
 mod cleanup;
 pub mod demo;
 mod export_neighbours;
+mod fleet;
+mod journal;
+mod local;
 mod log;
 mod options;
+mod progress;
 mod rights;
+mod status;
+mod table;
 mod usage;
 pub mod validate;
+mod wait;
 
 use std::process::ExitCode;
 
@@ -35,8 +42,14 @@ enum Verb {
     Demo(DemoArguments),
     /// Print what a host without an agent needs to take part in a network
     ExportNeighbours(Box<export_neighbours::Arguments>),
+    /// Show the last drifts of this host and what became of them
+    Journal(journal::Arguments),
+    /// Show how all nodes stand, as they said last
+    Status(Box<status::Arguments>),
     /// Judge records before they are put
     Validate(validate::Arguments),
+    /// Wait until the nodes have applied what stands in etcd
+    Wait(Box<wait::Arguments>),
 }
 
 #[derive(Debug, Args)]
@@ -54,7 +67,9 @@ impl Verb {
             Self::Cleanup(_) => rights::check().map_err(|error| format!("cleanup {error}")),
             Self::ExportNeighbours(arguments) => arguments.records.check(),
             Self::Validate(arguments) => arguments.check(),
-            Self::Demo(_) => Ok(()),
+            Self::Status(arguments) => arguments.records.check(),
+            Self::Wait(arguments) => arguments.records.check(),
+            Self::Demo(_) | Self::Journal(_) => Ok(()),
         }
     }
 }
@@ -76,8 +91,17 @@ pub fn main() -> ExitCode {
             Err(error) => exit_code(Err(format!("cannot find this program: {error}"))),
         },
         Verb::ExportNeighbours(arguments) => export_neighbours::run(&arguments),
+        Verb::Journal(arguments) => journal::run(&arguments),
+        Verb::Status(arguments) => status::run(&arguments),
+        Verb::Wait(arguments) => wait::run(&arguments),
         Verb::Validate(arguments) => validate::run(&arguments),
     }
+}
+
+/// Runs to its end what waits for answers.
+fn block_on<T>(work: impl Future<Output = Result<T, String>>) -> Result<T, String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|error| format!("cannot start: {error}"))?.block_on(work)
 }
 
 /// Says what went wrong, if anything did.

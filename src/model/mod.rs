@@ -8,6 +8,7 @@ mod name;
 pub mod nft;
 mod record;
 mod route;
+mod timestamp;
 mod vni;
 
 pub use guard::{guard, guard_table};
@@ -16,4 +17,5 @@ pub use mac::{InvalidMac, Mac};
 pub use name::{InvalidName, Name};
 pub use record::{Endpoint, EndpointId, Netns, Network, Node, Subnet};
 pub use route::Route;
+pub use timestamp::Timestamp;
 pub use vni::{InvalidVni, Vni};

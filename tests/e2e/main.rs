@@ -8,6 +8,7 @@
     reason = "a test ends where something is not as it should be"
 )]
 
+mod ask;
 mod docker;
 mod flood;
 mod frames;

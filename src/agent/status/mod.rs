@@ -4,9 +4,10 @@
 //! agent follows these records, so that writing one wakes nobody; and the revision in one is that of a record that matters, so
 //! that it does not follow from the writing of another.
 
-use std::time::Duration;
+mod record;
 
-use serde::Serialize;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
 use tokio::{sync::watch, task::JoinHandle};
 use tracing::{debug, warn};
 
@@ -14,72 +15,20 @@ use super::board::Totals;
 use crate::{
     desired::Store,
     etcd::{self, Etcd},
-    model::{Name, stable_hash},
+    model::{Name, Timestamp, stable_hash},
     retry::Retry,
 };
 
-/// So many entries stand in each list; beside it stands how many there are.
-const ENTRIES: usize = 100;
+pub use record::{Blocked, Conflict, Lagging, Listed, Networks, NodeStatus, Rejection};
+
 /// Between two writes, and before the first retry of one that failed.
 const PAUSE: Duration = Duration::from_secs(1);
 /// The longest pause between retries.
 const LAST_PAUSE: Duration = Duration::from_secs(60);
 
-/// The record's value.
-#[derive(Debug, Serialize)]
-struct Status {
-    /// The newest revision that is wholly applied here.
-    revision: i64,
-    in_sync: bool,
-    networks: Networks,
-    pending: usize,
-    removals_held: u64,
-    rejected: Listed<Rejection>,
-    conflicts: Listed<Conflict>,
-    blocked: Listed<Blocked>,
-}
-
-#[derive(Debug, Serialize)]
-struct Networks {
-    here: usize,
-    in_sync: usize,
-}
-
-#[derive(Debug, Serialize)]
-struct Listed<T> {
-    count: usize,
-    first: Vec<T>,
-}
-
-#[derive(Debug, Serialize)]
-struct Rejection {
-    key: String,
-    field: String,
-    reason: &'static str,
-}
-
-#[derive(Debug, Serialize)]
-struct Conflict {
-    key: String,
-    field: &'static str,
-    holder: String,
-}
-
-#[derive(Debug, Serialize)]
-struct Blocked {
-    object: String,
-    reason: &'static str,
-}
-
-impl<T> Listed<T> {
-    fn new(count: usize, all: impl Iterator<Item = T>) -> Self {
-        Self { count, first: all.take(ENTRIES).collect() }
-    }
-}
-
 /// Puts the status together, and hands it to what writes it.
 pub(super) struct Reporter {
-    latest: watch::Sender<Option<String>>,
+    latest: watch::Sender<Option<NodeStatus>>,
     writer: JoinHandle<()>,
     /// The newest revision that was wholly applied.
     applied: i64,
@@ -102,34 +51,46 @@ impl Reporter {
         let in_sync = totals.lagging == 0;
         if std::mem::replace(&mut self.unsettled, !in_sync) || in_sync {
             let status = self.status(store, totals);
-            let Ok(text) = serde_json::to_string(&status) else { return };
-            self.latest.send_if_modified(|latest| latest.replace(text.clone()).is_none_or(|before| before != text));
+            self.latest.send_if_modified(|latest| {
+                let news = latest.as_ref().is_none_or(|before| !before.says_what(&status));
+                if news {
+                    *latest = Some(status);
+                }
+                news
+            });
         }
     }
 
-    fn status(&mut self, store: &Store, totals: &Totals) -> Status {
+    fn status(&mut self, store: &Store, totals: &Totals) -> NodeStatus {
         let (newest, counts) = (store.newest(), store.counts());
         // What was applied once stays so, whatever the networks are busy with now, unless the store itself went back.
         self.applied = totals.behind.unwrap_or(newest).max(self.applied).min(newest);
         let rejected = store.rejections().map(|rejected| Rejection {
             key: rejected.key.clone(),
             field: rejected.field.clone(),
-            reason: rejected.reason.as_str(),
+            reason: rejected.reason.as_str().to_owned(),
         });
         let conflicts = store.conflicts().map(|conflict| Conflict {
             key: store.whole_key(&conflict.key),
-            field: conflict.field,
+            field: conflict.field.to_owned(),
             holder: store.whole_key(&conflict.holder),
         });
-        let records = store.blocked().map(|b| Blocked { object: store.whole_key(&b.key), reason: b.reason.as_str() });
+        let records =
+            store.blocked().map(|b| Blocked { object: store.whole_key(&b.key), reason: b.reason.as_str().to_owned() });
         let objects = totals
             .blocked
             .iter()
-            .map(|(network, b)| Blocked { object: format!("{network}: {}", b.object), reason: b.reason });
-        Status {
+            .map(|(network, b)| Blocked { object: format!("{network}: {}", b.object), reason: b.reason.to_owned() });
+        let lagging = totals.lagging_networks.iter();
+        let lagging = lagging.map(|(network, why)| Lagging { network: network.to_string(), reason: why.clone() });
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        NodeStatus {
+            time: Timestamp::since_epoch(now).to_string(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
             revision: self.applied,
             in_sync: totals.lagging == 0,
             networks: Networks { here: totals.networks, in_sync: totals.in_sync },
+            lagging: Listed::new(totals.lagging, lagging),
             pending: counts.pending,
             removals_held: totals.held,
             rejected: Listed::new(counts.rejected.values().sum(), rejected),
@@ -146,7 +107,7 @@ impl Drop for Reporter {
 }
 
 /// Writes the newest status until nobody has any more.
-async fn write(config: etcd::Config, node: Name, mut statuses: watch::Receiver<Option<String>>) {
+async fn write(config: etcd::Config, node: Name, mut statuses: watch::Receiver<Option<NodeStatus>>) {
     let mut retry = Retry::new(PAUSE, LAST_PAUSE, stable_hash(node.as_str().as_bytes()));
     let (mut etcd, mut said) = (None, false);
     while statuses.changed().await.is_ok() {
@@ -173,15 +134,23 @@ async fn write(config: etcd::Config, node: Name, mut statuses: watch::Receiver<O
     }
 }
 
-/// Writes a status unless it stands there already.
-async fn put(config: &etcd::Config, etcd: &mut Option<Etcd>, node: &Name, status: &str) -> Result<(), etcd::Error> {
+/// Writes a status unless what stands there says the same.
+async fn put(
+    config: &etcd::Config,
+    etcd: &mut Option<Etcd>,
+    node: &Name,
+    status: &NodeStatus,
+) -> Result<(), etcd::Error> {
     let etcd = match etcd {
         Some(etcd) => etcd,
         None => etcd.insert(Etcd::connect(config).await?),
     };
-    if etcd.read_status(node).await?.is_none_or(|stands| stands != status.as_bytes()) {
-        etcd.write_status(node, status).await?;
-        debug!(status, "wrote this node's status");
+    let stands = etcd.read_status(node).await?;
+    let stands = stands.and_then(|stands| serde_json::from_slice::<NodeStatus>(&stands).ok());
+    let Ok(text) = serde_json::to_string(status) else { return Ok(()) };
+    if stands.is_none_or(|stands| !stands.says_what(status)) {
+        etcd.write_status(node, &text).await?;
+        debug!(text, "wrote this node's status");
     }
     Ok(())
 }
