@@ -56,8 +56,10 @@ impl Node {
         for ((receiver, last), (source, _)) in self.heard.iter_mut().zip(SOURCES) {
             while *last < revision {
                 match timeout(LONG, receiver.recv()).await.expect("no message in time").expect("it goes on") {
-                    Message::Snapshot { revision, records, .. } => {
-                        self.store.snapshot_of(source, revision, records);
+                    Message::Relist(_) => self.store.begin_listing(source),
+                    Message::Page { page, .. } => drop(self.store.list(source, page.records, page.endpoints)),
+                    Message::Snapshot { revision, .. } => {
+                        self.store.listed(source, revision);
                         *last = revision;
                     }
                     Message::Changes { revision, changes, .. } => {

@@ -20,7 +20,7 @@ use tokio::{
     time::timeout,
 };
 use vtepd::{
-    desired::{Store, StoreConfig},
+    desired::{Source, Store, StoreConfig},
     etcd::{Config, Etcd as Edge, Message, Relist, follow},
     schema::{Change, Kv},
 };
@@ -45,6 +45,8 @@ fn config(etcd: &Etcd) -> Config {
 struct Heard {
     receiver: Receiver<Message>,
     records: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// The pages since something was last about to be listed.
+    listed: Vec<Kv>,
     relists: Vec<Relist>,
     snapshots: usize,
     disconnects: usize,
@@ -54,7 +56,14 @@ impl Heard {
     fn follow(config: Config) -> Self {
         let (sender, receiver) = mpsc::channel(64);
         tokio::spawn(follow(config, sender));
-        Self { receiver, records: BTreeMap::new(), relists: Vec::new(), snapshots: 0, disconnects: 0 }
+        Self {
+            receiver,
+            records: BTreeMap::new(),
+            listed: Vec::new(),
+            relists: Vec::new(),
+            snapshots: 0,
+            disconnects: 0,
+        }
     }
 
     /// The next message that is no sign of life.
@@ -64,10 +73,17 @@ impl Heard {
                 timeout(LONG, self.receiver.recv()).await.expect("no message in time").expect("follow goes on");
             match &message {
                 Message::Contact(_) => continue,
-                Message::Relist(reason) => self.relists.push(*reason),
-                Message::Snapshot { records, .. } => {
+                Message::Relist(reason) => {
+                    self.relists.push(*reason);
+                    self.listed.clear();
+                }
+                Message::Page { page, .. } => {
+                    self.listed.extend(page.records.iter().cloned());
+                    continue;
+                }
+                Message::Snapshot { .. } => {
                     self.snapshots += 1;
-                    self.records = records.iter().map(|kv| (kv.key.clone(), kv.value.clone())).collect();
+                    self.records = self.listed.iter().map(|kv| (kv.key.clone(), kv.value.clone())).collect();
                 }
                 Message::Changes { changes, .. } => {
                     for change in changes {
@@ -93,8 +109,8 @@ impl Heard {
 
     async fn snapshot(&mut self) -> (i64, Vec<Kv>) {
         loop {
-            if let Message::Snapshot { revision, records, .. } = self.next().await {
-                return (revision, records);
+            if let Message::Snapshot { revision, .. } = self.next().await {
+                return (revision, self.listed.clone());
             }
         }
     }
@@ -121,7 +137,8 @@ async fn a_snapshot_comes_first_and_then_the_changes() {
     client.put("/px", "of another prefix", None).await.unwrap();
     let mut heard = Heard::follow(config(&etcd));
     assert!(matches!(heard.next().await, Message::Relist(Relist::Start)));
-    let Message::Snapshot { revision, records, .. } = heard.next().await else { panic!("no snapshot") };
+    let Message::Snapshot { revision, .. } = heard.next().await else { panic!("no snapshot") };
+    let records = &heard.listed;
     assert_eq!((revision, records.len()), (4, 1));
     assert_eq!((records[0].create_revision, records[0].mod_revision), (2, 2));
     client.put("/p/nodes/a", "2", None).await.unwrap();
@@ -270,16 +287,18 @@ async fn an_audit_beside_a_running_watch_finds_nothing_when_all_is_right() {
     let mut audits = 0;
     while audits < 5 || !writer.is_finished() {
         match heard.next().await {
-            Message::Snapshot { revision, records, .. } => drop(store.snapshot(revision, records)),
+            Message::Snapshot { revision, .. } => drop(store.snapshot(revision, heard.listed.clone())),
             Message::Changes { revision, changes, .. } => drop(store.changes(revision, changes)),
-            Message::Audit { revision, records, touched } => {
-                let audited = store.audit(revision, records, &touched);
+            Message::Audit { revision, touched } => {
+                store.begin_listing(Source::Native);
+                store.list(Source::Native, heard.listed.clone(), true);
+                let audited = store.audited(Source::Native, revision, &touched);
                 assert_eq!((audited.differences, audited.updates.len()), (0, 0));
                 audits += 1;
             }
             Message::Relist(reason) => assert!(matches!(reason, Relist::Start | Relist::Audit), "{reason:?}"),
             Message::Disconnected(error) => panic!("{error}"),
-            Message::Contact(_) => {}
+            Message::Contact(_) | Message::Page { .. } => {}
         }
     }
     writer.await.unwrap();

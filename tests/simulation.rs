@@ -43,6 +43,7 @@ use vtepd::{
         Mac, Name, Netns, Route, guard_table,
         nft::{Chain, Change, Rule, Ruleset},
     },
+    schema::Kv,
 };
 
 const GROUP: u32 = 0x76;
@@ -60,6 +61,8 @@ struct Host {
     /// The next revision to hear of; 0 asks for a listing.
     position: i64,
     engines: BTreeMap<Name, Network>,
+    /// What networks that stood before are told only when everything was listed.
+    waiting: BTreeMap<Name, Update>,
     kernels: BTreeMap<Name, SimKernel>,
     outside: WayOutside,
     drift: Vec<Note>,
@@ -109,7 +112,8 @@ impl Host {
         let networks = NETWORKS.iter().chain([&DOCKER]);
         let kernels = networks.map(|network| (network.parse().unwrap(), SimKernel::new(seed))).collect();
         let (store, outside, engines) = (new_store(&node), WayOutside::new(seed), BTreeMap::new());
-        Self { store, node, position: 0, engines, kernels, outside, drift: Vec::new() }
+        let waiting = BTreeMap::new();
+        Self { store, node, position: 0, engines, waiting, kernels, outside, drift: Vec::new() }
     }
 
     /// The agent dies and starts again: all memory is gone, the kernel is as it was.
@@ -117,6 +121,7 @@ impl Host {
         self.store = new_store(&self.node);
         self.position = 0;
         self.engines.clear();
+        self.waiting.clear();
         self.outside.crash();
     }
 
@@ -127,6 +132,10 @@ impl Host {
     fn give(&mut self, updates: BTreeMap<Name, Update>, now: Time) {
         self.outside.follow(&updates, &self.store.vxlan_ports(), now);
         for (name, update) in updates {
+            if let Some(waiting) = self.waiting.get_mut(&name) {
+                waiting.follow(update);
+                continue;
+            }
             if !self.engines.contains_key(&name) && !matches!(update.spec, Some(Some(_))) {
                 continue;
             }
@@ -134,22 +143,40 @@ impl Host {
         }
     }
 
+    /// Lists everything in pages. After a start what stands is read meanwhile, and networks that do not stand are built.
     fn list(&mut self, etcd: &SimEtcd, now: Time) {
+        const PAGE: usize = 3;
         let first = !self.store.is_complete();
-        let (docker, native) = etcd.listing().into_iter().partition(|kv| kv.key.starts_with(b"/d/"));
+        if first {
+            for (name, _) in self.kernels.iter().filter(|(_, kernel)| kernel.overlay.is_some()) {
+                self.engines.insert(name.clone(), Network::new(config(name)));
+                self.waiting.insert(name.clone(), Update::default());
+            }
+        }
+        let (docker, native): (Vec<_>, Vec<_>) = etcd.listing().into_iter().partition(|kv| kv.key.starts_with(b"/d/"));
         for (source, records) in [(Source::Docker, docker), (Source::Native, native)] {
-            let updates = self.store.snapshot_of(source, etcd.revision, records);
+            let is_endpoint = |kv: &Kv| kv.key.starts_with(b"/d/endpoint/") || kv.key.starts_with(b"/p/endpoints/");
+            let (endpoints, heads): (Vec<_>, Vec<_>) = records.into_iter().partition(is_endpoint);
+            self.store.begin_listing(source);
+            let updates = self.store.list(source, heads, false);
+            self.give(updates, now);
+            for some in endpoints.chunks(PAGE).chain([&[][..]]) {
+                let updates = self.store.list(source, some.to_vec(), true);
+                self.give(updates, now);
+                if first {
+                    self.run(2, now);
+                }
+            }
+            let updates = self.store.listed(source, etcd.revision);
             self.give(updates, now);
         }
         self.position = etcd.revision + 1;
         if first {
             self.outside.sweep(etcd.revision, now);
-            for (name, kernel) in &self.kernels {
-                if kernel.overlay.is_some() && !self.engines.contains_key(name) {
-                    let mut engine = Network::new(config(name));
-                    engine.update(Update { revision: etcd.revision, spec: Some(None), endpoints: Vec::new() }, now);
-                    self.engines.insert(name.clone(), engine);
-                }
+            for (name, update) in std::mem::take(&mut self.waiting) {
+                let nothing = Update { revision: etcd.revision, spec: Some(None), endpoints: Vec::new() };
+                let update = if self.store.is_told(&name) { update } else { nothing };
+                self.engines.get_mut(&name).unwrap().update(update, now);
             }
         }
     }

@@ -2,7 +2,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -32,6 +35,8 @@ struct Entry {
 #[derive(Debug, Default)]
 pub(super) struct Board {
     entries: Mutex<BTreeMap<Name, Entry>>,
+    /// All that is desired is known. Until then nothing is in sync with it, whatever was told so far.
+    known: AtomicBool,
 }
 
 /// All networks together.
@@ -58,6 +63,11 @@ pub(super) struct Totals {
 }
 
 impl Entry {
+    /// It has applied all that was put in, and the kernel is so.
+    const fn in_sync(&self) -> bool {
+        self.summary.in_sync && self.handled >= self.posted
+    }
+
     fn shown<'a>(&'a self, name: &'a Name) -> &'a Name {
         self.shown.as_ref().unwrap_or(name)
     }
@@ -85,6 +95,11 @@ impl Entry {
 impl Board {
     fn entries(&self) -> MutexGuard<'_, BTreeMap<Name, Entry>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All that is desired was put in.
+    pub(super) fn known(&self) {
+        self.known.store(true, Ordering::Release);
     }
 
     /// The network is here from now on.
@@ -140,8 +155,9 @@ impl Board {
     /// Sums up.
     pub(super) fn totals(&self) -> Totals {
         let mut totals = Totals::default();
+        let known = self.known.load(Ordering::Acquire);
         for (name, entry) in self.entries().iter() {
-            let in_sync = entry.summary.in_sync && entry.handled >= entry.posted;
+            let in_sync = known && entry.in_sync();
             let network = *name != Name::host();
             totals.networks += usize::from(network);
             totals.in_sync += usize::from(network && in_sync);
@@ -167,6 +183,7 @@ impl Board {
 
     /// Sets the gauges that tell where the networks stand.
     pub(super) fn show(&self, metrics: &Metrics) {
+        let known = self.known.load(Ordering::Acquire);
         let entries = self.entries();
         for gauges in [&metrics.in_sync, &metrics.desired, &metrics.observed] {
             gauges.reset();
@@ -174,7 +191,7 @@ impl Board {
         let (mut drifting, mut damped) = (BTreeMap::new(), BTreeMap::new());
         for (name, entry) in entries.iter() {
             let name = entry.shown(name);
-            let in_sync = entry.summary.in_sync && entry.handled >= entry.posted;
+            let in_sync = known && entry.in_sync();
             metrics.in_sync.with_label_values(&[name.as_str()]).set(i64::from(in_sync));
             for (kind, (desired, observed)) in &entry.summary.objects {
                 let labels = [name.as_str(), kind.as_str()];

@@ -47,6 +47,8 @@ pub(super) struct Director {
     outside: Outside,
     pages: Arc<AgentPages>,
     running: BTreeMap<Name, Running>,
+    /// Networks whose namespaces were there before, until everything was listed.
+    standing: BTreeSet<Name>,
     swept: bool,
     /// The layouts whose watch has no server.
     lost: BTreeSet<Source>,
@@ -76,6 +78,7 @@ impl Director {
             outside,
             pages,
             running: BTreeMap::new(),
+            standing: BTreeSet::new(),
             swept: false,
             lost: BTreeSet::new(),
             history,
@@ -90,10 +93,18 @@ impl Director {
     /// Takes a message of the etcd edge about one layout.
     pub(super) async fn take(&mut self, source: Source, message: Message) -> Result<(), Error> {
         match message {
-            Message::Relist(reason) => self.pages.relist(reason.as_str()),
-            Message::Snapshot { revision, records, .. } => {
-                info!(?source, revision, records = records.len(), "listed the store");
-                let mut updates = self.store.snapshot_of(source, revision, records);
+            Message::Relist(reason) => {
+                self.pages.relist(reason.as_str());
+                self.store.begin_listing(source);
+                return Ok(());
+            }
+            Message::Page { page, .. } => {
+                let updates = self.store.list(source, page.records, page.endpoints);
+                self.dispatch(updates, self.shared.now())?;
+            }
+            Message::Snapshot { revision, .. } => {
+                info!(?source, revision, "listed the store");
+                let mut updates = self.store.listed(source, revision);
                 // At the start what is bad may have been good: its last good version counts before anything is done.
                 let bad = self.store.without_predecessor().filter(|_| !self.swept);
                 let bad = bad.map(|(key, since)| (key.to_vec(), since)).collect();
@@ -117,8 +128,8 @@ impl Director {
                 self.dispatch(updates, received)?;
                 self.contact(source, revision);
             }
-            Message::Audit { revision, records, touched } => {
-                let audited = self.store.audit_of(source, revision, records, &touched);
+            Message::Audit { revision, touched } => {
+                let audited = self.store.audited(source, revision, &touched);
                 if audited.differences > 0 {
                     warn!(?source, revision, records = audited.differences, "the audit found what no event had told");
                 }
@@ -258,7 +269,8 @@ impl Director {
         // The thread shows itself from its first turn on, and by the right name.
         self.shared.board.posted(name, 0);
         self.shared.board.named(name, self.store.shown_name(name));
-        let (mailbox, thread) = network::start(name.clone(), Arc::clone(&self.shared)).map_err(thread)?;
+        let (mailbox, thread) =
+            network::start(name.clone(), Arc::clone(&self.shared), self.standing.contains(name)).map_err(thread)?;
         mailbox.hold(self.held.contains(name));
         self.running.insert(name.clone(), Running { mailbox: Arc::clone(&mailbox), thread });
         Ok(mailbox)
@@ -269,19 +281,36 @@ impl Director {
         if !self.store.is_complete() || std::mem::replace(&mut self.swept, true) {
             return Ok(());
         }
+        self.shared.board.known();
+        let nothing = Update { revision: self.store.revision(), spec: Some(None), endpoints: Vec::new() };
+        for name in std::mem::take(&mut self.standing) {
+            if self.store.is_told(&name) {
+                self.running.get(&name).into_iter().for_each(|running| running.mailbox.open());
+                continue;
+            }
+            if !self.held.contains(&name) {
+                info!(network = %name, "nothing desires it any more; taking it down");
+            }
+            self.give(&name, &nothing, self.shared.now())?;
+            self.running.get(&name).into_iter().for_each(|running| running.mailbox.open());
+        }
+        // Of the host's own it is not known yet whether anything is left.
+        if !self.running.contains_key(&Name::host()) {
+            self.start(&Name::host())?.update(&nothing, self.shared.now());
+        }
+        Ok(())
+    }
+
+    /// Begins to read what earlier agents left, while the store is being listed. What is told of such a network waits until
+    /// everything was listed: what stands may be right, and what is told before that wrong ([`Store::list`]).
+    pub(super) fn read_what_stands(&mut self) -> Result<(), Error> {
         let owned = kernel::owned(Path::new(&self.shared.netns_dir), &self.shared.instance)?;
         for unreadable in &owned.unreadable {
             warn!("cannot tell whose namespace this is: {unreadable:?}");
         }
-        let owned = owned.networks.into_iter().chain([Name::host()]);
-        let stale = owned.filter(|name| !self.running.contains_key(name));
-        let nothing = Update { revision: self.store.revision(), spec: Some(None), endpoints: Vec::new() };
-        for name in stale.collect::<Vec<_>>() {
-            // Of the host's own it is not known yet whether anything is left.
-            if !self.held.contains(&name) && name != Name::host() {
-                info!(network = %name, "nothing desires it any more; taking it down");
-            }
-            self.start(&name)?.update(&nothing, self.shared.now());
+        self.standing = owned.networks.into_iter().collect();
+        for name in self.standing.clone() {
+            self.start(&name)?;
         }
         Ok(())
     }

@@ -56,6 +56,8 @@ struct State {
     paths: Option<BTreeSet<PathBuf>>,
     stop: bool,
     hold: bool,
+    /// Updates stay in the box.
+    shut: bool,
     closed: bool,
     posted: u64,
 }
@@ -69,11 +71,12 @@ pub(super) struct Mailbox {
 }
 
 impl Mailbox {
-    pub(super) fn new() -> io::Result<Self> {
+    /// A box; `shut`, updates stay in it until [`Mailbox::open`].
+    pub(super) fn new(shut: bool) -> io::Result<Self> {
         let (waker, waiter) = UnixStream::pair()?;
         waker.set_nonblocking(true)?;
         waiter.set_nonblocking(true)?;
-        let state = State { paths: Some(BTreeSet::new()), ..State::default() };
+        let state = State { paths: Some(BTreeSet::new()), shut, ..State::default() };
         Ok(Self { state: Mutex::new(state), waker, waiter })
     }
 
@@ -139,6 +142,11 @@ impl Mailbox {
         self.post(|state| state.hold = hold);
     }
 
+    /// Updates may be taken out from now on.
+    pub(super) fn open(&self) {
+        self.post(|state| state.shut = false);
+    }
+
     /// Asks the thread to end and to leave everything in place.
     pub(super) fn stop(&self) {
         self.post(|state| state.stop = true);
@@ -154,7 +162,8 @@ impl Mailbox {
         let mut drained = [0; 64];
         while matches!((&self.waiter).read(&mut drained), Ok(n) if n > 0) {}
         let mut state = self.state();
-        let updates = std::mem::take(&mut state.pending).into_iter().map(|pending| {
+        let pending = if state.shut { Vec::new() } else { std::mem::take(&mut state.pending) };
+        let updates = pending.into_iter().map(|pending| {
             let Pending { revision, received, spec, endpoints } = pending;
             (Update { revision, spec, endpoints: endpoints.into_iter().collect() }, received)
         });
@@ -202,7 +211,7 @@ mod tests {
 
     #[test]
     fn changes_of_one_endpoint_coalesce_to_the_newest() {
-        let mailbox = Mailbox::new().unwrap();
+        let mailbox = Mailbox::new(false).unwrap();
         for revision in 1..100 {
             mailbox.update(&update(revision, &[("a", revision % 2 == 0)], None), Time::default());
         }
@@ -214,7 +223,7 @@ mod tests {
 
     #[test]
     fn a_drop_is_never_merged_into_what_comes_after_it() {
-        let mailbox = Mailbox::new().unwrap();
+        let mailbox = Mailbox::new(false).unwrap();
         let name = "n".parse().unwrap();
         let spec =
             NetworkSpec { name, segments: Vec::new(), spoof_guard: true, chains: std::collections::BTreeMap::new() };
@@ -227,8 +236,19 @@ mod tests {
     }
 
     #[test]
+    fn a_shut_box_gives_nothing_until_it_is_opened() {
+        let mailbox = Mailbox::new(true).unwrap();
+        mailbox.update(&update(1, &[("a", true)], None), Time::default());
+        assert_eq!(mailbox.take().updates.len(), 0);
+        assert!(!mailbox.close_if_empty(|| ()), "what is in it is not lost");
+        mailbox.update(&update(2, &[("b", true)], None), Time::default());
+        mailbox.open();
+        assert_eq!(mailbox.take().updates[0].0, update(2, &[("a", true), ("b", true)], None));
+    }
+
+    #[test]
     fn a_closed_box_takes_nothing() {
-        let mailbox = Mailbox::new().unwrap();
+        let mailbox = Mailbox::new(false).unwrap();
         mailbox.update(&update(1, &[], None), Time::default());
         assert!(!mailbox.close_if_empty(|| ()));
         mailbox.take();

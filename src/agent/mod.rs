@@ -180,6 +180,7 @@ async fn follow(settings: &Settings, shared: Arc<Shared>, pages: Arc<AgentPages>
     let outside = Outside::new(settings.with_outside.then(|| settings.owner.outside.clone()));
     let reporter = Reporter::new(settings.etcd(&settings.prefix), settings.node.clone());
     let mut director = Director::new(Arc::clone(&shared), store, outside, pages, history, reporter);
+    director.read_what_stands()?;
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     loop {
         tokio::select! {

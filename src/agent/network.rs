@@ -104,12 +104,13 @@ impl Kernel for OneRemovalAtATime<'_> {
     }
 }
 
-/// Starts a network's thread. It ends when it is asked to stop, or when the network is neither desired nor there.
+/// Starts a network's thread. It ends when it is asked to stop, or when the network is neither desired nor there. `shut`, it reads
+/// what stands and is told nothing until its mailbox is opened.
 ///
 /// # Errors
 /// The thread could not be made.
-pub(super) fn start(name: Name, shared: Arc<Shared>) -> io::Result<(Arc<Mailbox>, thread::JoinHandle<()>)> {
-    let mailbox = Arc::new(Mailbox::new()?);
+pub(super) fn start(name: Name, shared: Arc<Shared>, shut: bool) -> io::Result<(Arc<Mailbox>, thread::JoinHandle<()>)> {
+    let mailbox = Arc::new(Mailbox::new(shut)?);
     shared.board.add(&name);
     let for_thread = Arc::clone(&mailbox);
     let thread = thread::Builder::new().name(format!("net {name}")).spawn(move || run(&name, &shared, &for_thread))?;

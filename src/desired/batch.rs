@@ -95,6 +95,20 @@ impl Store {
         }
     }
 
+    /// What the endpoints of this node mean may be told from now on.
+    pub(super) fn touch_own(&mut self) {
+        let nodes: Vec<Name> =
+            self.own_vtep.and_then(docker::node_of).into_iter().chain([self.config.node.clone()]).collect();
+        for node in nodes {
+            let endpoints = self.nodes.get(&node).map(|state| state.endpoints.clone()).unwrap_or_default();
+            for key in endpoints {
+                if let Key::Endpoint { network, id } = &*key {
+                    self.touch(network, id);
+                }
+            }
+        }
+    }
+
     /// Brings everything to rest, and says what changed per network.
     pub(super) fn settle(&mut self) -> BTreeMap<Name, Update> {
         self.make_of_docker();
@@ -103,8 +117,7 @@ impl Store {
         self.fit_endpoints();
         self.decide_endpoints();
         self.count_moved();
-        let held = self.config.docker_prefix.is_some() && !self.is_complete();
-        let updates = if held { BTreeMap::new() } else { self.tell() };
+        let updates = if self.knows_heads() { self.tell() } else { BTreeMap::new() };
         for node in mem::take(&mut self.batch.left) {
             if self.nodes.get(&node).is_some_and(|state| state.record.is_none() && state.endpoints.is_empty()) {
                 self.nodes.remove(&node);

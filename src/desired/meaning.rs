@@ -122,6 +122,9 @@ impl Store {
             let (ips, vtep) = (value.ip.to_vec(), self.vtep_behind(name, &id.node)?);
             return Some(EndpointSpec::Remote(RemoteEndpoint { vni, mac, ips, vtep }));
         }
+        if !self.is_complete() {
+            return None;
+        }
         let inner = value.inner.as_ref()?;
         let no_host = inner.netns == Netns::Host && !self.config.host_endpoints;
         if no_host || self.mac_is_taken(name, endpoint, vni) {

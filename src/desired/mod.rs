@@ -7,6 +7,7 @@ mod claims;
 mod docker;
 mod fit;
 mod keep;
+mod listing;
 mod meaning;
 mod members;
 mod outside;

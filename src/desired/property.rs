@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::{prelude::*, sample::Index};
 
 use super::{
-    Limits, Source, Store, StoreConfig, Update,
+    EndpointSpec, Limits, Source, Store, StoreConfig, Update,
     naive::{Mirror, world},
+    tests::audit,
 };
 use crate::{
     model::Name,
@@ -274,6 +275,40 @@ proptest! {
     }
 
     #[test]
+    fn what_is_told_while_everything_is_listed_comes_to_what_the_records_say(
+        history in revisions(), vtep in any::<bool>(), page in 1..8usize, docker_first in any::<bool>(),
+    ) {
+        let mut etcd = Etcd::default();
+        for (revision, writes) in (1..).zip(&history) {
+            etcd.commit(revision, writes);
+        }
+        let (mut store, mut mirror) = (Store::new(config(vtep)), Mirror::default());
+        let of_docker = |kv: &&Kv| kv.key.starts_with(b"/d/");
+        let is_endpoint = |kv: &&Kv| kv.key.starts_with(b"/d/endpoint/") || kv.key.starts_with(b"/p/endpoints/");
+        let kvs = etcd.good();
+        let (docker, native): (Vec<&Kv>, Vec<&Kv>) = kvs.iter().partition(of_docker);
+        let mut layouts = [(Source::Native, native), (Source::Docker, docker)];
+        if docker_first {
+            layouts.reverse();
+        }
+        for (source, kvs) in layouts {
+            let (endpoints, heads): (Vec<&Kv>, Vec<&Kv>) = kvs.into_iter().partition(is_endpoint);
+            store.begin_listing(source);
+            let heads = heads.chunks(page).map(|some| (some, false));
+            let endpoints = endpoints.chunks(page).map(|some| (some, true)).chain([(&[][..], true)]);
+            for (some, endpoints) in heads.chain(endpoints) {
+                let updates = store.list(source, some.iter().copied().cloned().collect(), endpoints);
+                let mut told = updates.values().flat_map(|update| &update.endpoints);
+                let local = told.any(|(_, spec)| matches!(spec, Some(EndpointSpec::Local(_))));
+                prop_assert!(!local, "an endpoint of this node may still lose");
+                mirror.apply(updates);
+            }
+            mirror.apply(store.listed(source, history.len() as i64));
+        }
+        prop_assert_eq!(&mirror.world, &world(&config(vtep), &kvs));
+    }
+
+    #[test]
     fn a_snapshot_leads_to_the_same_end_as_the_events_that_were_missed(
         history in revisions(), missed in any::<Index>(), vtep in any::<bool>(),
     ) {
@@ -297,7 +332,7 @@ proptest! {
         prop_assert!(again.iter().all(BTreeMap::is_empty), "the same snapshot again changes nothing");
         for source in [Source::Native, Source::Docker] {
             let of = records.iter().filter(|kv| kv.key.starts_with(b"/d/") == (source == Source::Docker));
-            let audited = store.audit_of(source, last, of.cloned().collect(), &BTreeSet::new());
+            let audited = audit(&mut store, source, last, of.cloned().collect(), &BTreeSet::new());
             prop_assert_eq!((audited.differences, audited.updates.len()), (0, 0));
         }
     }

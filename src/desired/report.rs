@@ -95,6 +95,11 @@ pub struct Counts {
 }
 
 impl Store {
+    /// Whether a network was told that it exists on this node.
+    pub fn is_told(&self, network: &Name) -> bool {
+        self.networks.get(network).is_some_and(|state| state.told.is_some())
+    }
+
     /// The last revision that was heard.
     pub const fn revision(&self) -> i64 {
         self.revision

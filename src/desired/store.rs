@@ -11,6 +11,7 @@ use super::{
     batch::Batch,
     claims::{Claims, Rank},
     docker::{self, Docker},
+    listing::Listing,
     quota::{Limits, Quota},
     records::{EndpointValue, Held, NetworkState, NodeState},
     source::Source,
@@ -46,11 +47,12 @@ pub struct Store {
     pub(super) config: StoreConfig,
     pub(super) revision: i64,
     /// The last revision that was heard from each layout.
-    heard: BTreeMap<Source, i64>,
+    pub(super) heard: BTreeMap<Source, i64>,
     /// The revision of the newest record of each layout that means something, or of the listing that told of it.
-    newest: BTreeMap<Source, i64>,
+    pub(super) newest: BTreeMap<Source, i64>,
     /// The layouts of which a complete snapshot was heard.
     pub(super) listed: BTreeSet<Source>,
+    pub(super) listings: BTreeMap<Source, Listing>,
     /// This node's VTEP address as it was when endpoints were last told apart by it.
     pub(super) own_vtep: Option<IpAddr>,
     pub(super) networks: BTreeMap<Name, NetworkState>,
@@ -124,6 +126,7 @@ impl Store {
             heard: BTreeMap::new(),
             newest: BTreeMap::new(),
             listed: BTreeSet::new(),
+            listings: BTreeMap::new(),
             own_vtep: config.vtep,
             config,
             networks: BTreeMap::new(),
@@ -148,27 +151,6 @@ impl Store {
         self.ports.keys().copied().chain([schema::DEFAULT_PORT]).collect()
     }
 
-    /// Everything that stands below the native prefix at this revision. What it omits is deleted.
-    pub fn snapshot(&mut self, revision: i64, records: Vec<Kv>) -> BTreeMap<Name, Update> {
-        self.snapshot_of(Source::Native, revision, records)
-    }
-
-    /// Everything that stands below a layout's prefix at this revision. What it omits there is deleted.
-    ///
-    /// No network is told anything before every layout was listed: until then what is absent may only be unknown.
-    pub fn snapshot_of(&mut self, source: Source, revision: i64, records: Vec<Kv>) -> BTreeMap<Name, Update> {
-        self.heard.insert(source, revision);
-        self.revision = self.heard.values().copied().max().unwrap_or(revision);
-        let first = self.listed.insert(source);
-        let newest = records.iter().filter(|kv| self.matters(&kv.key)).map(|kv| kv.mod_revision).max();
-        let changed = self.replace(source, records, &BTreeSet::new(), i64::MAX) > 0;
-        let known = self.newest.entry(source).or_default();
-        // What is missing from a listing was deleted some time before it.
-        let anew = first || changed || *known > revision;
-        *known = if anew { revision } else { newest.unwrap_or(0).max(*known) };
-        self.settle()
-    }
-
     /// The revision of the newest change that means something. Other writes to the etcd, an agent's status among them, do not
     /// move it.
     pub fn newest(&self) -> i64 {
@@ -176,7 +158,7 @@ impl Store {
     }
 
     /// Whether a key means something to anybody, if only as a mistake.
-    fn matters(&self, whole: &[u8]) -> bool {
+    pub(super) fn matters(&self, whole: &[u8]) -> bool {
         match self.source_of(whole) {
             Source::Native => !matches!(self.native_key(whole), Ok(Key::Status(_))),
             Source::Docker => {
@@ -186,7 +168,7 @@ impl Store {
         }
     }
 
-    fn hear(&mut self, source: Source, revision: i64) {
+    pub(super) fn hear(&mut self, source: Source, revision: i64) {
         let heard = self.heard.entry(source).or_insert(revision);
         *heard = revision.max(*heard);
         self.revision = self.revision.max(revision);
@@ -210,29 +192,6 @@ impl Store {
             };
         }
         self.settle()
-    }
-
-    /// Compares with a listing of this revision that was taken while events went on. Keys in `touched` have newer events,
-    /// which were applied before this call; all others must be as the listing has them, and are made so.
-    pub fn audit(&mut self, revision: i64, records: Vec<Kv>, touched: &BTreeSet<Vec<u8>>) -> Audited {
-        self.audit_of(Source::Native, revision, records, touched)
-    }
-
-    /// The same for the listing of one layout.
-    pub fn audit_of(
-        &mut self,
-        source: Source,
-        revision: i64,
-        records: Vec<Kv>,
-        touched: &BTreeSet<Vec<u8>>,
-    ) -> Audited {
-        self.hear(source, revision);
-        let differences = self.replace(source, records, touched, revision);
-        if differences > 0 {
-            let newest = self.newest.entry(source).or_default();
-            *newest = revision.max(*newest);
-        }
-        Audited { differences, updates: self.settle() }
     }
 
     /// An earlier version, out of etcd's history, of a record whose last version is bad. If it is good, and nothing better is
@@ -260,29 +219,8 @@ impl Store {
         }
     }
 
-    /// Takes over a listing, except for keys that are `touched` or known by a revision above `limit`. Returns how many
-    /// records it changed.
-    fn replace(&mut self, source: Source, records: Vec<Kv>, touched: &BTreeSet<Vec<u8>>, limit: i64) -> usize {
-        let mut changed = 0;
-        let mut listed = BTreeSet::new();
-        for kv in records {
-            let newer = self.known(&kv.key).is_some_and(|known| known > limit);
-            listed.insert(kv.key.clone());
-            if !newer && !touched.contains(&kv.key) {
-                changed += usize::from(self.put(kv));
-            }
-        }
-        for key in self.keys(source) {
-            let newer = self.known(&key).is_some_and(|known| known > limit);
-            if !newer && !touched.contains(&key) && !listed.contains(&key) {
-                changed += usize::from(self.delete(&key));
-            }
-        }
-        changed
-    }
-
     /// The whole keys of all that is known of a layout.
-    fn keys(&self, source: Source) -> Vec<Vec<u8>> {
+    pub(super) fn keys(&self, source: Source) -> Vec<Vec<u8>> {
         let bad = self.bad.keys().filter(|whole| self.source_of(whole) == source).cloned();
         if source == Source::Docker {
             let prefix = self.config.docker_prefix.as_deref().unwrap_or_default();
@@ -299,7 +237,7 @@ impl Store {
     }
 
     /// The last revision that was heard of a key, good or bad.
-    fn known(&self, whole: &[u8]) -> Option<i64> {
+    pub(super) fn known(&self, whole: &[u8]) -> Option<i64> {
         let bad = self.bad.get(whole).map(|bad| bad.modified);
         self.held_at(whole).map(|(_, modified)| modified).max(bad)
     }
@@ -330,7 +268,7 @@ impl Store {
     }
 
     /// Takes a version of a record. Returns whether anything changed.
-    fn put(&mut self, kv: Kv) -> bool {
+    pub(super) fn put(&mut self, kv: Kv) -> bool {
         if self.source_of(&kv.key) == Source::Docker {
             return self.put_docker(kv);
         }
@@ -389,7 +327,7 @@ impl Store {
     }
 
     /// The record is no more. Returns whether anything changed.
-    fn delete(&mut self, whole: &[u8]) -> bool {
+    pub(super) fn delete(&mut self, whole: &[u8]) -> bool {
         let was_bad = self.bad.remove(whole).is_some();
         if self.source_of(whole) == Source::Docker {
             return self.docker_key(whole).is_some_and(|key| self.docker.delete(&key)) || was_bad;

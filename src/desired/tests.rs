@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use super::*;
 use crate::{
     model::{EndpointId, Name},
@@ -10,6 +12,19 @@ fn name(text: &str) -> Name {
 
 fn id(node: &str, endpoint: &str) -> EndpointId {
     EndpointId { node: name(node), endpoint: name(endpoint) }
+}
+
+/// An audit's listing in one page.
+pub(super) fn audit(
+    store: &mut Store,
+    source: Source,
+    revision: i64,
+    records: Vec<Kv>,
+    touched: &BTreeSet<Vec<u8>>,
+) -> Audited {
+    store.begin_listing(source);
+    assert!(store.list(source, records, true).is_empty());
+    store.audited(source, revision, touched)
 }
 
 fn new_store() -> Store {
@@ -433,11 +448,11 @@ fn an_audit_leaves_alone_what_was_touched_since() {
     ];
     store.changes(11, vec![delete("endpoints/n/b/e2", 11), put("endpoints/n/b/e5", &ip(6), 11, 11)]);
     let touched = [b"/p/endpoints/n/b/e2".to_vec(), b"/p/endpoints/n/b/e5".to_vec()].into();
-    let audited = store.audit(10, listing.clone(), &touched);
+    let audited = audit(&mut store, Source::Native, 10, listing.clone(), &touched);
     assert_eq!((audited.differences, audited.updates.len()), (0, 0));
-    let lost = store.audit(10, listing[..3].to_vec(), &std::collections::BTreeSet::new());
+    let lost = audit(&mut store, Source::Native, 10, listing[..3].to_vec(), &std::collections::BTreeSet::new());
     assert_eq!(lost.differences, 0, "what is known by a later revision is not judged by an earlier listing");
-    let lost = store.audit(12, listing, &std::collections::BTreeSet::new());
+    let lost = audit(&mut store, Source::Native, 12, listing, &std::collections::BTreeSet::new());
     assert_eq!((lost.differences, lost.updates["n"].endpoints.len()), (2, 2));
 }
 

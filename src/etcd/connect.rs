@@ -26,7 +26,7 @@ pub struct Config {
     pub user: Option<(String, String)>,
     /// TLS material; an `https` URL without it is checked against no authority at all and fails.
     pub tls: Option<Tls>,
-    /// Keys per page of a listing. Small pages are quadratic.
+    /// Keys per page of a listing. A few pages are in memory at once.
     pub page: i64,
     /// How often the server is asked for a sign of life.
     pub heartbeat: Duration,
@@ -90,7 +90,7 @@ impl Config {
             prefix: prefix.trim_end_matches('/').to_owned(),
             user: None,
             tls: None,
-            page: 50_000,
+            page: 16_384,
             heartbeat: Duration::from_secs(3),
             timeout: Duration::from_secs(5),
             page_timeout: Duration::from_secs(30),

@@ -10,4 +10,5 @@ mod write;
 pub use connect::{Config, Error, Etcd, Tls};
 pub use fleet::Fleet;
 pub use follow::follow;
+pub use list::Page;
 pub use session::{Message, Relist};

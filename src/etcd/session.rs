@@ -13,9 +13,9 @@ use tokio::{
 
 use super::{
     connect::{Config, Error, Etcd, MAX_MESSAGE, within},
-    list::{Listing, ranges, record},
+    list::{Listing, Page, ranges, record},
 };
-use crate::schema::{Change, Kv};
+use crate::schema::Change;
 
 /// Why everything is listed anew. Closed: it is a metric's label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -53,14 +53,19 @@ impl Relist {
 pub enum Message {
     /// Everything is about to be listed.
     Relist(Relist),
-    /// Everything below the prefix.
+    /// A part of what is listed. A listing that does not come to its end is followed by another [`Message::Relist`].
+    Page {
+        /// As of this revision.
+        revision: i64,
+        /// The part.
+        page: Page,
+    },
+    /// The pages since the last [`Message::Relist`] were everything below the prefix.
     Snapshot {
         /// As of this revision.
         revision: i64,
         /// The cluster's identity. It survives a wipe and a restore.
         cluster: u64,
-        /// The records.
-        records: Vec<Kv>,
     },
     /// All events of one revision.
     Changes {
@@ -71,12 +76,10 @@ pub enum Message {
         /// When they came in.
         received: Instant,
     },
-    /// An audit's listing, for [`crate::desired::Store::audit_of`].
+    /// The same of an audit's pages, for [`crate::desired::Store::audited`]. Its pages come among changes.
     Audit {
         /// As of this revision.
         revision: i64,
-        /// The records.
-        records: Vec<Kv>,
         /// Keys that have events of later revisions, all of them sent before this message.
         touched: BTreeSet<Vec<u8>>,
     },
@@ -109,7 +112,8 @@ enum Aside {
     /// With the last revision that was known when the heartbeat was sent.
     Beat(i64, Result<(u64, i64), Error>),
     AuditDue,
-    Listing(Result<Listing, Error>),
+    /// The revision and the cluster that an audit listed.
+    Listing(Result<(i64, u64), Error>),
 }
 
 struct Session<'s> {
@@ -151,14 +155,21 @@ impl Session<'_> {
 
     async fn list(&mut self, reason: Relist) -> Result<(), End> {
         self.send(Message::Relist(reason)).await?;
-        let listing = self.etcd.list(self.config.page, self.config.page_timeout).await.map_err(|e| lost(&e))?;
-        let Listing { cluster, revision, records } = listing;
+        let mut listing = Listing::new(&self.etcd, self.config);
+        let mut next = listing.next().await.map_err(|e| lost(&e))?;
+        let Some((revision, cluster)) = listing.pinned else { return Err(lost(&Error::Headless)) };
         if reason != Relist::Rollback && self.went_back(cluster, revision) {
             self.send(Message::Relist(Relist::Rollback)).await?;
         }
+        // The next page comes in while this one is taken.
+        while let Some(page) = next {
+            let (sent, after) = tokio::join!(self.send(Message::Page { revision, page }), listing.next());
+            sent?;
+            next = after.map_err(|e| lost(&e))?;
+        }
         self.memory.last = Some((cluster, revision));
         self.listed = revision;
-        self.send(Message::Snapshot { revision, cluster, records }).await
+        self.send(Message::Snapshot { revision, cluster }).await
     }
 
     fn went_back(&self, cluster: u64, revision: i64) -> bool {
@@ -196,7 +207,7 @@ impl Session<'_> {
                         self.contact(floor, beat.map_err(|e| lost(&e))?)?;
                         self.beat(&mut asides);
                     }
-                    Ok(Aside::AuditDue) => self.audit(&mut asides),
+                    Ok(Aside::AuditDue) => self.audit(&mut asides).await?,
                     Ok(Aside::Listing(listing)) => {
                         self.audited(listing).await?;
                         self.await_audit(&mut asides);
@@ -244,20 +255,22 @@ impl Session<'_> {
     /// listing's revision is newer in the store than in the listing and is left out of the comparison. Events up to the
     /// listing's revision that are still on their way are waited for a moment; one that comes later still does no harm, for
     /// the listing has anticipated it, and the store ignores an event that is not newer than what it knows.
-    fn audit(&mut self, asides: &mut JoinSet<Aside>) {
+    async fn audit(&mut self, asides: &mut JoinSet<Aside>) -> Result<(), End> {
+        self.send(Message::Relist(Relist::Audit)).await?;
         self.touched = Some(BTreeMap::new());
-        let (etcd, page, timeout) = (self.etcd.clone(), self.config.page, self.config.page_timeout);
+        let (listing, sender) = (Listing::new(&self.etcd, self.config), self.sender.clone());
         let settle = self.config.audit_settle;
         asides.spawn(async move {
-            let listing = etcd.list(page, timeout).await;
+            let listed = list_all(listing, &sender).await;
             tokio::time::sleep(settle).await;
-            Aside::Listing(listing)
+            Aside::Listing(listed)
         });
+        Ok(())
     }
 
-    async fn audited(&mut self, listing: Result<Listing, Error>) -> Result<(), End> {
-        let Listing { cluster, revision, records } = match listing {
-            Ok(listing) => listing,
+    async fn audited(&mut self, listed: Result<(i64, u64), Error>) -> Result<(), End> {
+        let (revision, cluster) = match listed {
+            Ok(listed) => listed,
             // The heartbeat judges the server; an audit that fails is due again after the next pause.
             Err(error) => {
                 tracing::warn!(%error, "an audit could not list the records");
@@ -269,8 +282,7 @@ impl Session<'_> {
             return Err(End::Again(Relist::Rollback, "another cluster answered".into()));
         }
         let touched = touched.into_iter().filter(|(_, last)| *last > revision).map(|(key, _)| key).collect();
-        self.send(Message::Relist(Relist::Audit)).await?;
-        self.send(Message::Audit { revision, records, touched }).await
+        self.send(Message::Audit { revision, touched }).await
     }
 
     async fn heard(&mut self, response: &WatchResponse) -> Result<(), End> {
@@ -318,6 +330,16 @@ impl Session<'_> {
             self.touched = None;
         }
     }
+}
+
+/// Sends all pages. Returns the revision and the cluster.
+async fn list_all(mut listing: Listing, sender: &mpsc::Sender<Message>) -> Result<(i64, u64), Error> {
+    while let Some(page) = listing.next().await? {
+        let (revision, _) = listing.pinned.unwrap_or_default();
+        // Where nobody listens any more the session ends by itself.
+        let _ = sender.send(Message::Page { revision, page }).await;
+    }
+    listing.pinned.ok_or(Error::Headless)
 }
 
 /// The server was lost, unless it said that the revision is gone.

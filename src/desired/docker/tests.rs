@@ -1,7 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
-    desired::{EndpointSpec, Source, Store, StoreConfig, Update},
+    desired::{EndpointSpec, Source, Store, StoreConfig, Update, tests::audit},
     model::Name,
     schema::{Change, Kv, Reason},
 };
@@ -105,7 +105,7 @@ fn a_network_of_dockers_is_told_like_any_other() {
 }
 
 #[test]
-fn nothing_is_told_before_both_layouts_were_listed() {
+fn nothing_is_told_before_the_networks_of_both_layouts_were_listed() {
     for first in [Source::Native, Source::Docker] {
         let mut store = unlisted(Some("192.168.0.1"));
         let native = vec![
@@ -116,7 +116,9 @@ fn nothing_is_told_before_both_layouts_were_listed() {
         let docker = vec![overlay('1', &subnet(0, 256), 2, 2), network('1', "demo", 2), here];
         let listing = |source| if source == Source::Native { native.clone() } else { docker.clone() };
         let second = if first == Source::Native { Source::Docker } else { Source::Native };
-        assert!(store.snapshot_of(first, 5, listing(first)).is_empty());
+        store.begin_listing(first);
+        assert!(store.list(first, listing(first), true).is_empty());
+        assert!(store.listed(first, 5).is_empty());
         assert!(!store.is_complete());
         let updates = store.snapshot_of(second, 5, listing(second));
         assert!(store.is_complete());
@@ -134,7 +136,7 @@ fn what_a_listing_omits_is_deleted_only_below_its_own_prefix() {
     put(&mut store, vec![kv("/p/networks/n", r#"{"subnets":[{"cidr":"10.9.0.0/24","vni":9}]}"#, 5, 5)]);
     assert!(store.snapshot_of(Source::Native, 6, Vec::new()).is_empty());
     assert_eq!(store.counts().networks, 1);
-    let audited = store.audit_of(Source::Docker, 7, Vec::new(), &BTreeSet::new());
+    let audited = audit(&mut store, Source::Docker, 7, Vec::new(), &BTreeSet::new());
     assert_eq!((audited.differences, audited.updates.len()), (4, 1));
     assert_eq!(store.counts(), crate::desired::Counts::default());
     assert!(store.networks.is_empty() && store.nodes.is_empty() && store.docker.networks.is_empty());
