@@ -8,6 +8,7 @@ use super::{
     key::LinkId,
     network::Network,
     object::{Link, LinkKind, Port},
+    setting::{Of, Setting},
 };
 use crate::{
     desired::{Segment, Tunnel},
@@ -96,11 +97,17 @@ impl LinkWant {
                 // The family of its source address is a device's for good, and IPv4 where it has none (vxlan_nl2conf).
                 let family = vxlan.local.is_none_or(|local| local.is_ipv4()) == tunnel.local.is_ipv4();
                 let same = vxlan.vni == vni.get() && vxlan.port == tunnel.port && vxlan.proxy != tunnel.flood;
-                same && family
+                same && family && !link.off.iter().any(|setting| setting.of() == Of::VxlanForGood)
             }
             (KindWant::Inner { outer }, LinkKind::Veth { peer, .. }) => outer.is_some() && outer == peer,
             _ => false,
         }
+    }
+
+    /// Which of the link's settings are to be put right. In its own namespace an endpoint may queue and filter as it likes.
+    pub fn off<'a>(&self, link: &'a Link) -> impl Iterator<Item = Setting> + 'a {
+        let inner = matches!(self.kind, KindWant::Inner { .. });
+        link.off.iter().copied().filter(move |setting| !inner || setting.of() != Of::OwnLink)
     }
 
     fn kind_fits(&self, link: &Link) -> bool {
@@ -141,6 +148,7 @@ impl Fits<Link> for LinkWant {
             && link.up
             && quiet
             && port_fits
+            && self.off(link).next().is_none()
             && self.same_device(link)
             && self.kind_fits(link)
     }

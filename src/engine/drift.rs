@@ -8,6 +8,7 @@ use super::{
     network::Network,
     object::Link,
     report::Note,
+    setting::Setting,
     tables::Netns,
     time::Time,
     view::View,
@@ -65,13 +66,18 @@ impl View<'_> {
                     || self.link_has(id, |link| !link.up || (!v4 && link.mtu < 1280))
                     || (v4 && !self.tables.has_v4_address(id))
             }
-            Key::Tunnel(key) => self.link_missing(&LinkId::Vxlan(key.vni)),
+            // A device that was given a destination of its own has a row for it in the flood list.
+            Key::Tunnel(key) => {
+                let id = LinkId::Vxlan(key.vni);
+                let own = |link: &Link| [Setting::Remote, Setting::Remote6].iter().any(|own| link.off.contains(own));
+                self.link_missing(&id) || (key.dst.is_some() && self.link_has(&id, own))
+            }
             Key::BridgeRow(key) => self.port_lost(key),
             Key::Neighbour(key) => {
                 let id = key.link();
                 let mac = self.tables.links.desired_of(&id).map(|want| want.mac);
                 self.link_missing(&id)
-                    || self.link_has(&id, |link| !link.up || Some(link.mac) != mac)
+                    || self.link_has(&id, |link| !link.up || Some(link.mac) != mac || link.off.contains(&Setting::Arp))
                     || (key.ip.is_ipv6() && self.link_has(&id, |link| link.mtu < 1280))
             }
         }

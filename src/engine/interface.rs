@@ -1,6 +1,6 @@
 //! The interface between engine and kernel: three verbs in our own nouns. The real kernel and the simulated one stand behind it.
 
-use std::{fmt, net::IpAddr, path::PathBuf};
+use std::{collections::BTreeSet, fmt, net::IpAddr, path::PathBuf};
 
 use ipnet::IpNet;
 use thiserror::Error;
@@ -8,6 +8,7 @@ use thiserror::Error;
 use super::{
     key::Family,
     object::{Address, FdbRow, Forwarding, InnerAt, InnerState, Link, Neighbour, NetnsState},
+    setting::Setting,
 };
 use crate::model::{
     Mac, Netns, Route,
@@ -221,6 +222,8 @@ pub struct LinkChange {
     pub local: Option<IpAddr>,
     /// VXLAN: learning off.
     pub learning_off: bool,
+    /// Settings to be put as the kernel makes them.
+    pub settings: BTreeSet<Setting>,
 }
 
 /// One mutating operation. It carries everything: there is nothing left to decide when it is sent.

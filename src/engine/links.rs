@@ -11,6 +11,7 @@ use super::{
     network::Network,
     object::{Address, Link, LinkKind},
     reads::ReadCause,
+    setting::Setting,
 };
 use crate::model::Vni;
 
@@ -208,7 +209,9 @@ impl Network {
         if before.master != now.master {
             self.tables.lose_bridge_rows(now.ifindex, cause);
         }
-        let flushed = before.mac != now.mac || (before.up && !now.up);
+        // Neighbours go whenever it is decided anew whether the link has any (arp_netdev_event, ndisc_netdev_event).
+        let decided = before.off.contains(&Setting::Arp) != now.off.contains(&Setting::Arp);
+        let flushed = before.mac != now.mac || (before.up && !now.up) || decided;
         let no_ipv6 = before.mtu >= 1280 && now.mtu < 1280;
         let (vni, on_bridge) = match id {
             LinkId::Vxlan(vni) => (*vni, false),

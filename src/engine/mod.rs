@@ -31,6 +31,7 @@ mod report;
 mod results;
 mod routes;
 mod rows;
+mod setting;
 mod summary;
 mod tables;
 mod time;
@@ -53,6 +54,7 @@ pub use object::{
     Neighbour, NetnsId, NetnsState, Port, ROUTE_PROTOCOL, RouteRow, VxlanAttributes,
 };
 pub use report::{Blocked, DriftReason, Note, Summary};
+pub use setting::{Of, Setting};
 pub use time::Time;
 
 /// What is left when a turn ends.

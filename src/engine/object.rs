@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use ipnet::IpNet;
 
-use super::key::Family;
+use super::{key::Family, setting::Setting};
 use crate::model::{Mac, Netns, Route};
 
 /// `NDA_PROTOCOL` of our neighbour entries: who made them, readable with `ip -d neigh` (a number without a name in `rt_protos`).
@@ -117,6 +117,8 @@ pub struct Link {
     pub kind: LinkKind,
     /// Its bridge port attributes, when it is a port.
     pub port: Option<Port>,
+    /// What is not as the kernel makes it.
+    pub off: BTreeSet<Setting>,
 }
 
 /// An address on a link.

@@ -15,6 +15,7 @@ use super::{
     local::InnerStatus,
     object::{InnerAt, Link, LinkKind},
     reads::Reads,
+    setting::Setting,
     tables::Netns,
     time::Time,
     view::View,
@@ -257,6 +258,7 @@ impl Plan<'_> {
             group: (want.group != link.group).then_some(want.group),
             up: (!link.up && may_come_up).then_some(true),
             addr_gen_none: !link.addr_gen_none && !matches!(id, LinkId::Inner(_)),
+            settings: want.off(link).collect(),
             ..LinkChange::default()
         };
         if let Some((bridge, port)) = want.port() {
@@ -370,7 +372,8 @@ impl Plan<'_> {
             let id = key.link();
             let mac = self.tables.links.desired_of(&id)?.mac;
             // Bringing the link up, or giving it its address, would flush what is set before.
-            let link = self.tables.links.observed_of(&id).filter(|link| link.up && link.mac == mac)?;
+            let right = |link: &&Link| link.up && link.mac == mac && !link.off.contains(&Setting::Arp);
+            let link = self.tables.links.observed_of(&id).filter(right)?;
             let (ifindex, ip) = (link.ifindex, key.ip);
             let (action, op) = match (sides.desired, sides.observed) {
                 (Some(mac), None) => (Action::Add, Op::PutNeighbour { ifindex, ip, mac }),

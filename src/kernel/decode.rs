@@ -1,14 +1,19 @@
 //! What the kernel sends, as our nouns. Only the attributes that matter here are looked at: a new kernel's unknown or changed
 //! attribute elsewhere in a message must not hide a link.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use ipnet::IpNet;
 use nix::libc;
 
-use super::wire::{attribute, attributes, i32_at, text, u8_at, u16_at, u32_at};
+use super::{
+    settings,
+    wire::{attribute, attributes, i32_at, text, u8_at, u16_at, u32_at},
+};
 use crate::{
-    engine::{ADDRESS_PROTOCOL, Address, FdbRow, Link, LinkKind, NEIGHBOUR_PROTOCOL, Neighbour, Port, VxlanAttributes},
+    engine::{
+        ADDRESS_PROTOCOL, Address, FdbRow, Link, LinkKind, NEIGHBOUR_PROTOCOL, Neighbour, Of, Port, VxlanAttributes,
+    },
     model::Mac,
 };
 
@@ -72,7 +77,8 @@ pub(super) fn link_head(body: &[u8]) -> Option<(u8, u32)> {
 /// A link (`AF_UNSPEC`; those of the family `AF_BRIDGE` tell of a port only).
 pub(super) fn link(body: &[u8]) -> Option<Link> {
     let (_, ifindex) = link_head(body)?;
-    let up = u32_at(body, 8)? & 1 == 1;
+    let flags = u32_at(body, 8)?;
+    let up = flags & 1 == 1;
     let mut link = Link {
         ifindex,
         name: String::new(),
@@ -85,6 +91,7 @@ pub(super) fn link(body: &[u8]) -> Option<Link> {
         addr_gen_none: true,
         kind: LinkKind::Other(String::new()),
         port: None,
+        off: BTreeSet::new(),
     };
     let mut info: &[u8] = &[];
     let (mut peer, mut peer_nsid) = (None, None);
@@ -109,8 +116,14 @@ pub(super) fn link(body: &[u8]) -> Option<Link> {
         kind if kind == "veth" => LinkKind::Veth { peer, peer_nsid },
         kind => LinkKind::Other(kind),
     };
+    let mut nests = match link.kind {
+        LinkKind::Bridge { .. } => vec![(Of::Bridge, data)],
+        LinkKind::Vxlan(_) => vec![(Of::Vxlan, data)],
+        LinkKind::Veth { .. } | LinkKind::Other(_) => Vec::new(),
+    };
     if attribute(info, IFLA_INFO_SLAVE_KIND).map(text).as_deref() == Some("bridge") {
         let port = attribute(info, IFLA_INFO_SLAVE_DATA).unwrap_or_default();
+        nests.push((Of::Port, port));
         link.port = Some(Port {
             learning: flag(port, IFLA_BRPORT_LEARNING),
             unicast_flood: flag(port, IFLA_BRPORT_UNICAST_FLOOD),
@@ -118,6 +131,7 @@ pub(super) fn link(body: &[u8]) -> Option<Link> {
             locked: attribute(port, IFLA_BRPORT_LOCKED).map(|_| flag(port, IFLA_BRPORT_LOCKED)),
         });
     }
+    link.off = settings::off(flags, body.get(IFINFOMSG..)?, &nests);
     Some(link)
 }
 
@@ -216,6 +230,11 @@ fn fdb_row(ifindex: u32, state: u16, flags: u8, list: &[u8]) -> Option<FdbRow> {
     // Nobody sends from the all-zero address.
     let kernels_own = mac.is_multicast() || (learned && !mac.is_zero()) || (bridge && state & NUD_PERMANENT != 0);
     Some(FdbRow { ifindex, bridge, mac, dst, plain, kernels_own })
+}
+
+/// Index of the link in a message of traffic control.
+pub(super) fn qdisc_ifindex(body: &[u8]) -> Option<u32> {
+    u32_at(body, 4)
 }
 
 /// Index of the link in an address message.

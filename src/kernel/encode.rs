@@ -19,7 +19,7 @@ use netlink_packet_route::{
     route::{RouteProtocol, RouteType},
 };
 
-use super::socket::Request;
+use super::{settings, socket::Request};
 use crate::{
     engine::{ADDRESS_PROTOCOL, FdbPoint, InnerAt, LinkChange, LinkRef, NEIGHBOUR_PROTOCOL, NewLink, Op, Port},
     model::Mac,
@@ -169,7 +169,7 @@ fn link(ifindex: u32) -> LinkMessage {
     message
 }
 
-const fn change_link(message: LinkMessage) -> Request {
+pub(super) const fn change_link(message: LinkMessage) -> Request {
     Request { message: RouteNetlinkMessage::NewLink(message), flags: 0 }
 }
 
@@ -277,6 +277,7 @@ pub(super) fn set_link(ifindex: u32, change: &LinkChange) -> Vec<Request> {
         ]));
         requests.push(change_link(message));
     }
+    requests.extend(settings::put_right(ifindex, &change.settings));
     requests
 }
 

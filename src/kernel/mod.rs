@@ -17,6 +17,7 @@ mod queries;
 mod reclaim;
 mod routes;
 mod rules;
+mod settings;
 mod socket;
 mod underlay;
 mod wire;

@@ -29,6 +29,7 @@ const MOST: usize = 16 << 10;
 
 pub(super) const LINK: u32 = libc::RTNLGRP_LINK;
 const NEIGH: u32 = libc::RTNLGRP_NEIGH;
+const TC: u32 = libc::RTNLGRP_TC;
 pub(super) const IPV4_IFADDR: u32 = libc::RTNLGRP_IPV4_IFADDR;
 pub(super) const IPV6_IFADDR: u32 = libc::RTNLGRP_IPV6_IFADDR;
 const IPV4_ROUTE: u32 = libc::RTNLGRP_IPV4_ROUTE;
@@ -51,7 +52,7 @@ pub(super) struct Monitor {
 #[derive(Debug, Default)]
 pub(super) struct Drained {
     pub(super) events: Vec<Event>,
-    /// Bridge ports that changed: their notification does not show the whole link.
+    /// Links that changed as bridge ports or in their queueing: their notification does not show the whole link.
     pub(super) ports: BTreeSet<u32>,
 }
 
@@ -59,7 +60,7 @@ impl Monitor {
     /// Opens the sockets in the namespace of the calling thread.
     pub(super) fn open() -> Result<Self, Error> {
         let open = || -> std::io::Result<Self> {
-            let groups = [LINK, NEIGH, IPV4_IFADDR, IPV6_IFADDR, IPV4_NETCONF, IPV6_NETCONF];
+            let groups = [LINK, NEIGH, TC, IPV4_IFADDR, IPV6_IFADDR, IPV4_NETCONF, IPV6_NETCONF];
             let (overlay, full_buffer) = subscribe(NETLINK_ROUTE, &groups, false)?;
             let (inner, _) = subscribe(NETLINK_ROUTE, &[LINK, IPV4_IFADDR, IPV6_IFADDR, IPV4_ROUTE, IPV6_ROUTE], true)?;
             Ok(Self { overlay, inner, full_buffer })
@@ -207,6 +208,10 @@ fn heard(message: &Message<'_>, port: u32, drained: &mut Drained) {
                 }
                 _ => None,
             }
+        }
+        libc::RTM_NEWQDISC | libc::RTM_DELQDISC => {
+            drained.ports.extend(decode::qdisc_ifindex(body));
+            None
         }
         libc::RTM_NEWADDR | libc::RTM_DELADDR => decode::address_ifindex(body).map(Event::Addresses),
         RTM_NEWNETCONF => forwarding::decode(body).map(|(family, on)| Event::Forwarding(family, on)),

@@ -1,6 +1,6 @@
 //! Reads.
 
-use std::{net::IpAddr, path::PathBuf};
+use std::{collections::BTreeSet, net::IpAddr, path::PathBuf};
 
 use nix::errno::Errno;
 
@@ -13,12 +13,18 @@ use super::{
     routes,
     socket::{Bodies, MOST_MESSAGES, RouteSocket},
 };
-use crate::engine::{Address, Answer, FdbPoint, InnerAt, InnerLink, InnerState, Link, LinkRef};
+use crate::engine::{Address, Answer, FdbPoint, InnerAt, InnerLink, InnerState, Link, LinkRef, Setting};
 
 /// All links and addresses.
 pub(super) fn links(socket: &mut RouteSocket) -> Result<Answer, Error> {
     let mut links = Vec::new();
     socket.dump(encode::dump_links(), |_, body| links.extend(decode::link(body)))?;
+    let down: BTreeSet<u32> = links.iter().filter(|link: &&Link| !link.up).map(|link| link.ifindex).collect();
+    for link in &mut links {
+        if link.master.is_some_and(|bridge| down.contains(&bridge)) {
+            link.off.remove(&Setting::State);
+        }
+    }
     Ok(Answer::Links(links, addresses(socket, None)?))
 }
 
@@ -36,11 +42,23 @@ pub(super) fn one_link(socket: &mut RouteSocket, link: &LinkRef) -> Result<Optio
         Err(error) if error.errno == Errno::ENODEV => return Ok(None),
         other => other?,
     };
-    let Some(link) = bodies.first().and_then(|body| decode::link(body)) else { return Ok(None) };
+    let Some(mut link) = bodies.first().and_then(|body| decode::link(body)) else { return Ok(None) };
+    if link.off.contains(&Setting::State) && !bridge_is_up(socket, link.master)? {
+        link.off.remove(&Setting::State);
+    }
     match addresses(socket, Some(link.ifindex)) {
         // The link went away between the two.
         Err(error) if error.errno == Errno::ENODEV => Ok(None),
         other => other.map(|addresses| Some((link, addresses))),
+    }
+}
+
+/// Whether a port's bridge is up: else the bridge itself has closed the port.
+fn bridge_is_up(socket: &mut RouteSocket, master: Option<u32>) -> Result<bool, Error> {
+    let Some(master) = master else { return Ok(false) };
+    match socket.call_one(encode::get_link(&LinkRef::Index(master))) {
+        Err(error) if error.errno == Errno::ENODEV => Ok(false),
+        other => Ok(other?.first().and_then(|body| decode::link(body)).is_some_and(|bridge| bridge.up)),
     }
 }
 

@@ -9,6 +9,7 @@
 )]
 
 mod ask;
+mod attributes;
 mod docker;
 mod flood;
 mod frames;

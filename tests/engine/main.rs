@@ -19,6 +19,7 @@ mod host;
 mod lab;
 mod outside_hazards;
 mod routes;
+mod settings;
 #[allow(unreachable_pub, reason = "shared by several tests")]
 #[path = "../support/sim_kernel/mod.rs"]
 mod sim_kernel;

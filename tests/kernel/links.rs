@@ -1,5 +1,7 @@
 //! Bridge and VXLAN device.
 
+use std::collections::BTreeSet;
+
 use serde_json::json as value;
 use vtepd::engine::{
     Answer, FailureKind, Kernel, Link, LinkChange, LinkKind, LinkRef, NewLink, Op, Port, Query, VxlanAttributes,
@@ -55,6 +57,7 @@ fn bridge_and_vxlan_device_stand_as_the_witness_shows() {
             addr_gen_none: true,
             kind: LinkKind::Vxlan(expected),
             port: Some(Port { learning: false, unicast_flood: true, isolated: false, locked: Some(false) }),
+            off: BTreeSet::new(),
         }
     );
     assert_eq!((&links[1].kind, links[1].up), (&LinkKind::Bridge { mcast_snooping: false }, true));

@@ -1,6 +1,6 @@
 //! Making and removing links.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use vtepd::{
     engine::{Event, Failure, Link, LinkKind, NewLink, Place, VxlanAttributes},
@@ -90,6 +90,7 @@ impl SimKernel {
             addr_gen_none: false,
             kind,
             port: None,
+            off: BTreeSet::new(),
         };
         SimLink {
             link,

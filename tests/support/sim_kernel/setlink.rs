@@ -1,6 +1,6 @@
 //! Changing links, and what a change takes along.
 
-use vtepd::engine::{Event, Failure, FdbRow, Link, LinkChange, LinkKind, Place, Port};
+use vtepd::engine::{Event, Failure, FdbRow, Link, LinkChange, LinkKind, Of, Place, Port, Setting};
 
 use super::{SimKernel, exists, links::IPV6_MTU, refused};
 
@@ -67,6 +67,7 @@ impl SimKernel {
             let locked = port.locked.or(link.link.port.and_then(|port| port.locked));
             link.link.port = Some(Port { locked, ..port });
         }
+        self.put_right(place, ifindex, change)?;
         if change.up == Some(true) {
             if *place == Place::Overlay && !self.by_others {
                 self.look_for_guard(ifindex)?;
@@ -76,9 +77,49 @@ impl SimKernel {
         Ok(())
     }
 
+    /// Puts settings as the kernel makes them, each where there is such a thing.
+    fn put_right(&mut self, place: &Place, ifindex: u32, change: &LinkChange) -> Result<(), Failure> {
+        let link = &mut self.at(place, ifindex)?.link;
+        // Whether the link has neighbours at all: it loses those that it had.
+        let mut decided = false;
+        for setting in &change.settings {
+            let there = match setting.of() {
+                Of::Link | Of::OwnLink => true,
+                Of::Bridge => matches!(link.kind, LinkKind::Bridge { .. }),
+                Of::Vxlan => matches!(link.kind, LinkKind::Vxlan(_)),
+                Of::Port => link.master.is_some(),
+                Of::VxlanForGood => false,
+            };
+            if !there {
+                return Err(refused("no such setting"));
+            }
+            if link.off.remove(setting) && *setting == Setting::Arp {
+                decided = true;
+            }
+        }
+        if decided {
+            self.flush_neighbours_at(place, ifindex, false);
+        }
+        Ok(())
+    }
+
+    /// Somebody else changes a setting.
+    pub fn set_off(&mut self, place: &Place, ifindex: u32, setting: Setting) {
+        self.at(place, ifindex).unwrap().link.off.insert(setting);
+        if setting == Setting::Arp {
+            self.flush_neighbours_at(place, ifindex, false);
+        }
+        self.emit_link(place, ifindex);
+    }
+
     fn set_down(&mut self, place: &Place, ifindex: u32) -> Result<(), Failure> {
+        // A bridge that goes down closes its ports, and opens them when it comes up.
+        for port in self.netns_at(place)?.links.values_mut().filter(|port| port.link.master == Some(ifindex)) {
+            port.link.off.remove(&Setting::State);
+        }
         let link = self.at(place, ifindex)?;
         if std::mem::take(&mut link.link.up) {
+            link.link.off.remove(&Setting::State);
             link.routes.clear();
             self.drop_ipv6_addresses(place, ifindex);
             self.flush_neighbours_at(place, ifindex, false);
@@ -171,6 +212,7 @@ impl SimKernel {
         let Ok(link) = self.in_overlay(ifindex) else { return };
         let Some(bridge) = link.link.master.take() else { return };
         link.link.port = None;
+        link.link.off.retain(|setting| setting.of() != Of::Port);
         let Ok(bridge_link) = self.in_overlay(bridge) else { return };
         let mut gone = Vec::new();
         bridge_link.rows.retain(|mac, (port, plain)| {
