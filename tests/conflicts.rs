@@ -17,7 +17,7 @@ use tokio::{
 };
 use vtepd::{
     desired::{Source, Store, StoreConfig},
-    etcd::{Config, Message, follow},
+    etcd::{Config, Etcd as Edge, Message, follow},
 };
 
 #[path = "support/etcd.rs"]
@@ -45,7 +45,7 @@ impl Node {
         });
         let heard = SOURCES.map(|(_, prefix)| {
             let (sender, receiver) = mpsc::channel(64);
-            tokio::spawn(follow(Config::new(vec![etcd.url()], prefix), sender));
+            tokio::spawn(follow(Edge::new(Config::new(vec![etcd.url()], prefix)), sender));
             (receiver, 0)
         });
         Self { store, heard }

@@ -2,10 +2,7 @@
 
 use tracing::{debug, info};
 
-use crate::{
-    etcd::{self, Etcd},
-    schema::Kv,
-};
+use crate::{etcd::Etcd, schema::Kv};
 
 /// So many versions of one record are looked at, …
 const VERSIONS: usize = 16;
@@ -14,12 +11,12 @@ const RECORDS: usize = 256;
 
 /// etcd's history.
 pub(super) struct History {
-    config: etcd::Config,
+    etcd: Etcd,
 }
 
 impl History {
-    pub(super) const fn new(config: etcd::Config) -> Self {
-        Self { config }
+    pub(super) const fn new(etcd: Etcd) -> Self {
+        Self { etcd }
     }
 
     /// The earlier versions of these records, each given with the revision of its bad version: newest first, as far back as
@@ -28,16 +25,9 @@ impl History {
         if bad.is_empty() {
             return Vec::new();
         }
-        let etcd = match Etcd::connect(&self.config).await {
-            Ok(etcd) => etcd,
-            Err(error) => {
-                info!(%error, "cannot look for good versions of bad records");
-                return bad.into_iter().map(|(key, _)| key).collect();
-            }
-        };
         let mut lost = Vec::new();
         for (n, (key, bad_since)) in bad.into_iter().enumerate() {
-            if n >= RECORDS || !self.found(&etcd, &key, bad_since, &mut good).await {
+            if n >= RECORDS || !self.found(&key, bad_since, &mut good).await {
                 lost.push(key);
             }
         }
@@ -45,10 +35,10 @@ impl History {
     }
 
     /// Looks for one record. False when history, or patience, ends before the record does.
-    async fn found(&self, etcd: &Etcd, key: &[u8], bad_since: i64, good: &mut impl FnMut(&Kv) -> bool) -> bool {
+    async fn found(&self, key: &[u8], bad_since: i64, good: &mut impl FnMut(&Kv) -> bool) -> bool {
         let mut revision = bad_since - 1;
         for _ in 0..VERSIONS {
-            match etcd.read(key, revision).await {
+            match self.etcd.read(key, revision).await {
                 Ok(Some(earlier)) if good(&earlier) => {
                     info!(key = %key.escape_ascii(), revision = earlier.mod_revision, "an earlier version is in force");
                     return true;

@@ -157,11 +157,11 @@ pub async fn run(settings: Settings, shutdown: impl Future<Output = ()>) -> Resu
 
 /// Registers the node, then follows the store.
 async fn follow(settings: &Settings, shared: Arc<Shared>, pages: Arc<AgentPages>) -> Result<(), Error> {
-    let config = settings.etcd(&settings.prefix);
-    let vtep = registered(settings, &config, &pages).await;
+    let etcd = Etcd::new(settings.etcd());
+    let vtep = registered(settings, &etcd, &pages).await;
     let mut underlay = Underlay::new(vtep)?;
     let store = Store::new(StoreConfig {
-        prefix: config.prefix.clone(),
+        prefix: settings.prefix.trim_end_matches('/').to_owned(),
         docker_prefix: settings.docker_prefix.clone(),
         node: settings.node.clone(),
         vtep: settings.vtep,
@@ -171,14 +171,14 @@ async fn follow(settings: &Settings, shared: Arc<Shared>, pages: Arc<AgentPages>
     let watch = |error| Error::System { what: "cannot watch the namespace directories", error };
     let mut paths = paths::watch(settings.watched_dirs()).map_err(watch)?;
     let (sender, mut native) = mpsc::channel(MESSAGES);
-    let followed = AbortOnDrop(tokio::spawn(etcd::follow(config, sender)));
+    let followed = AbortOnDrop(tokio::spawn(etcd::follow(etcd.clone(), sender)));
     // Without Docker's layout this channel is closed from the start, and never heard.
     let (sender, mut docker) = mpsc::channel(MESSAGES);
-    let docker_config = settings.docker_prefix.as_deref().map(|prefix| settings.etcd(prefix));
-    let also_followed = docker_config.map(|config| AbortOnDrop(tokio::spawn(etcd::follow(config, sender))));
-    let history = History::new(settings.etcd(&settings.prefix));
+    let docker_etcd = settings.docker_prefix.as_deref().map(|prefix| etcd.below(prefix));
+    let also_followed = docker_etcd.map(|etcd| AbortOnDrop(tokio::spawn(etcd::follow(etcd, sender))));
+    let history = History::new(etcd.clone());
     let outside = Outside::new(settings.with_outside.then(|| settings.owner.outside.clone()));
-    let reporter = Reporter::new(settings.etcd(&settings.prefix), settings.node.clone());
+    let reporter = Reporter::new(etcd, settings.node.clone());
     let mut director = Director::new(Arc::clone(&shared), store, outside, pages, history, reporter);
     director.read_what_stands()?;
     let mut tick = tokio::time::interval(Duration::from_secs(1));
@@ -206,11 +206,11 @@ impl<T> Drop for AbortOnDrop<T> {
 }
 
 /// The node's VTEP address, after making sure that the store has it. Goes on trying for as long as it takes.
-async fn registered(settings: &Settings, config: &etcd::Config, pages: &AgentPages) -> std::net::IpAddr {
+async fn registered(settings: &Settings, etcd: &Etcd, pages: &AgentPages) -> std::net::IpAddr {
     let salt = stable_hash(settings.node.as_str().as_bytes());
     let mut retry = Retry::new(Duration::from_millis(100), Duration::from_secs(10), salt);
     loop {
-        match register(settings, config).await {
+        match register(settings, etcd).await {
             Ok(vtep) => {
                 info!(%vtep, "registered");
                 return vtep;
@@ -225,8 +225,7 @@ async fn registered(settings: &Settings, config: &etcd::Config, pages: &AgentPag
     }
 }
 
-async fn register(settings: &Settings, config: &etcd::Config) -> Result<std::net::IpAddr, Box<dyn std::error::Error>> {
-    let etcd = Etcd::connect(config).await?;
+async fn register(settings: &Settings, etcd: &Etcd) -> Result<std::net::IpAddr, Box<dyn std::error::Error>> {
     if let Some(vtep) = settings.vtep {
         return Ok(etcd.register_node(&settings.node, vtep, true).await?);
     }

@@ -13,12 +13,13 @@ use crate::{
 /// # Errors
 /// etcd does not answer, or refuses.
 pub async fn read_store(etcd: &etcd::Config, config: StoreConfig) -> Result<Store, etcd::Error> {
-    let below = |prefix: &str| etcd::Config { prefix: prefix.trim_end_matches('/').to_owned(), ..etcd.clone() };
-    let native = (Source::Native, below(&config.prefix));
-    let docker = config.docker_prefix.as_deref().map(|prefix| (Source::Docker, below(prefix)));
-    let mut store = Store::new(StoreConfig { prefix: native.1.prefix.clone(), ..config });
-    for (source, config) in [native].into_iter().chain(docker) {
-        let (revision, records) = Etcd::connect(&config).await?.records(&config).await?;
+    let etcd = Etcd::new(etcd.clone());
+    let native = (Source::Native, etcd.below(&config.prefix));
+    let docker = config.docker_prefix.as_deref().map(|prefix| (Source::Docker, etcd.below(prefix)));
+    let prefix = config.prefix.trim_end_matches('/').to_owned();
+    let mut store = Store::new(StoreConfig { prefix, ..config });
+    for (source, etcd) in [native].into_iter().chain(docker) {
+        let (revision, records) = etcd.records().await?;
         store.snapshot_of(source, revision, records);
     }
     let bad = store.without_predecessor().map(|(key, since)| (key.to_vec(), since)).collect();
@@ -26,6 +27,6 @@ pub async fn read_store(etcd: &etcd::Config, config: StoreConfig) -> Result<Stor
         store.predecessor(earlier);
         store.has_good_version(&earlier.key)
     };
-    History::new(etcd.clone()).look_back(bad, good).await;
+    History::new(etcd).look_back(bad, good).await;
     Ok(store)
 }

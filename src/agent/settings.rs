@@ -9,7 +9,7 @@ use std::{
 use super::{Error, board::Board, network::Shared, recent::Recent};
 use crate::{
     desired::OutsideConfig,
-    etcd::{self, Tls},
+    etcd::{self, Tls, User},
     kernel::DEFAULT_NETNS_DIR,
     metrics::Metrics,
     model::Name,
@@ -80,8 +80,8 @@ pub struct Settings {
     pub adopt_gateway_bridge: bool,
     /// How often the whole kernel state is read again.
     pub resync: Duration,
-    /// etcd user and password.
-    pub user: Option<(String, String)>,
+    /// etcd user.
+    pub user: Option<User>,
     /// TLS material for etcd.
     pub tls: Option<Tls>,
 }
@@ -98,13 +98,13 @@ impl Settings {
         self.owner.socket()
     }
 
-    /// How to follow the records below a prefix.
-    pub(super) fn etcd(&self, prefix: &str) -> etcd::Config {
+    /// How to follow the records below the native prefix.
+    pub(super) fn etcd(&self) -> etcd::Config {
         etcd::Config {
             user: self.user.clone(),
             tls: self.tls.clone(),
             audit: self.resync * Self::RESYNCS_PER_AUDIT,
-            ..etcd::Config::new(self.etcd.clone(), prefix)
+            ..etcd::Config::new(self.etcd.clone(), &self.prefix)
         }
     }
 

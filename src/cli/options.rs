@@ -1,6 +1,6 @@
 //! Options that several verbs share.
 
-use std::{fs, net::Ipv4Addr, path::PathBuf, time::Duration};
+use std::{net::Ipv4Addr, path::PathBuf, time::Duration};
 
 use clap::Args;
 use ipnet::{Ipv4Net, Ipv6Net};
@@ -9,7 +9,7 @@ use super::checks::{certificates, etcd_url, prefix, private_key, readable};
 use crate::{
     agent::Owner,
     desired::OutsideConfig,
-    etcd::{self, Tls},
+    etcd::{self, Tls, User},
     model::nft::{Family, TableId},
 };
 
@@ -62,13 +62,8 @@ impl Records {
 
     /// How to reach etcd, for the native prefix.
     pub(super) fn etcd(&self) -> Result<etcd::Config, String> {
-        let user = match (&self.etcd_user, &self.etcd_password_file) {
-            (Some(user), Some(file)) => {
-                let password = fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))?;
-                Some((user.clone(), password.trim_end_matches(['\r', '\n']).to_owned()))
-            }
-            _ => None,
-        };
+        let user = self.etcd_user.clone().zip(self.etcd_password_file.clone());
+        let user = user.map(|(name, password_file)| User { name, password_file });
         let identity = self.etcd_cert.clone().zip(self.etcd_key.clone());
         let ca = self.etcd_ca.clone();
         let tls = (ca.is_some() || identity.is_some()).then_some(Tls { ca, identity });

@@ -3,8 +3,9 @@
 use etcd_client::{GetOptions, SortOrder, SortTarget, Txn, TxnOp, TxnOpResponse};
 
 use super::{
-    connect::{Error, Etcd, MAX_MESSAGE, within},
+    error::Error,
     list::{ranges, record},
+    members::Etcd,
 };
 use crate::schema::Kv;
 
@@ -36,8 +37,7 @@ impl Etcd {
             TxnOp::get(from, Some(newest_first.with_range(to).with_limit(1).with_keys_only()))
         });
         let gets: Vec<TxnOp> = ["nodes", "status", "alive"].map(below).into_iter().chain(newest).collect();
-        let mut kv = self.client.kv_client().max_decoding_message_size(MAX_MESSAGE);
-        let answer = within(self.timeout, kv.txn(Txn::new().and_then(gets))).await?;
+        let answer = self.txn(Txn::new().and_then(gets)).await?;
         let revision = answer.header().ok_or(Error::Headless)?.revision();
         let mut answers = answer.op_responses().into_iter().filter_map(|answer| match answer {
             TxnOpResponse::Get(mut found) => Some(found.take_kvs().into_iter().map(record).collect::<Vec<Kv>>()),
@@ -58,19 +58,19 @@ impl Etcd {
         if upto <= after {
             return Ok(false);
         }
-        let mut kv = self.client.kv_client();
         for (from, to) in self.records_of(docker_prefix) {
             let as_of = |revision| GetOptions::new().with_range(to.clone()).with_revision(revision);
             let written = as_of(upto).with_min_mod_revision(after + 1).with_limit(1).with_keys_only();
-            if !within(self.timeout, kv.get(from.clone(), Some(written))).await?.kvs().is_empty() {
+            if !self.get(from.clone(), written).await?.kvs().is_empty() {
                 return Ok(true);
             }
             // Nothing was written, so that a smaller number tells of deletions.
-            let now = within(self.timeout, kv.get(from.clone(), Some(as_of(upto).with_count_only()))).await?;
-            match within(self.timeout, kv.get(from, Some(as_of(after).with_count_only()))).await {
+            let now = self.get(from.clone(), as_of(upto).with_count_only()).await?;
+            match self.get(from, as_of(after).with_count_only()).await {
                 Ok(before) if before.count() != now.count() => return Ok(true),
-                Err(error) if !error.to_string().contains("compacted") => return Err(error),
-                _ => {}
+                Err(Error::Compacted) => {}
+                Err(error) => return Err(error),
+                Ok(_) => {}
             }
         }
         Ok(false)

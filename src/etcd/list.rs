@@ -6,10 +6,15 @@
 
 use std::sync::Arc;
 
-use etcd_client::{GetOptions, KeyValue};
+use etcd_client::{Client, GetOptions, KeyValue};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::connect::{Config, Error, Etcd, MAX_MESSAGE, within};
+use super::{
+    config::{Config, MAX_MESSAGE},
+    error::Error,
+    member::Member,
+    members::Etcd,
+};
 use crate::schema::Kv;
 
 /// A part of a listing.
@@ -54,19 +59,22 @@ impl Etcd {
     ///
     /// # Errors
     /// No answer, or not allowed.
-    pub async fn records(&self, config: &Config) -> Result<(i64, Vec<Kv>), Error> {
-        let mut listing = Listing::new(self, config);
-        let mut records = Vec::new();
-        while let Some(page) = listing.next().await? {
-            records.extend(page.records);
-        }
-        listing.pinned.map(|(revision, _)| (revision, records)).ok_or(Error::Headless)
+    pub async fn records(&self) -> Result<(i64, Vec<Kv>), Error> {
+        let all = |member: Member| async move {
+            let mut listing = Listing::new(&member, self.config());
+            let mut records = Vec::new();
+            while let Some(page) = listing.next().await? {
+                records.extend(page.records);
+            }
+            listing.pinned.map(|(revision, _)| (revision, records)).ok_or(Error::Headless)
+        };
+        self.on_a_member(all).await
     }
 }
 
-/// A listing under way.
+/// A listing under way, with one member.
 pub(super) struct Listing {
-    etcd: Etcd,
+    member: Member,
     config: Config,
     cursor: Cursor,
     rest: std::vec::IntoIter<(Vec<u8>, Vec<u8>)>,
@@ -76,11 +84,11 @@ pub(super) struct Listing {
 }
 
 impl Listing {
-    pub(super) fn new(etcd: &Etcd, config: &Config) -> Self {
-        let mut rest = Vec::from(listed_ranges(&etcd.prefix)).into_iter();
+    pub(super) fn new(member: &Member, config: &Config) -> Self {
+        let mut rest = Vec::from(listed_ranges(&member.prefix)).into_iter();
         let (from, to) = rest.next().unwrap_or_default();
         let room = Arc::new(Semaphore::new(PAGES));
-        Self { etcd: etcd.clone(), config: config.clone(), cursor: Cursor::new(from, to), rest, room, pinned: None }
+        Self { member: member.clone(), config: config.clone(), cursor: Cursor::new(from, to), rest, room, pinned: None }
     }
 
     /// The next page; `None` when everything was listed. Waits until there is room for it.
@@ -94,11 +102,15 @@ impl Listing {
         let endpoints = self.rest.as_slice().is_empty();
         // The semaphore is never closed.
         let room = Arc::clone(&self.room).acquire_owned().await.ok();
-        let mut kv = self.etcd.client.kv_client().max_decoding_message_size(MAX_MESSAGE);
         let (from, to) = (self.cursor.from.clone(), self.cursor.window_end());
         let options =
             GetOptions::new().with_range(to).with_limit(limit).with_revision(self.pinned.map_or(0, |(r, _)| r));
-        let mut answer = within(self.config.page_timeout, kv.get(from, Some(options))).await?;
+        let get = |client: Client| {
+            let mut kv = client.kv_client().max_decoding_message_size(MAX_MESSAGE);
+            let (from, options) = (from.clone(), options.clone());
+            async move { kv.get(from, Some(options)).await }
+        };
+        let mut answer = self.member.long_call(self.config.page_timeout, get).await?;
         let header = answer.header().ok_or(Error::Headless)?;
         self.pinned.get_or_insert((header.revision(), header.cluster_id()));
         let (count, more) = (answer.count(), answer.more());

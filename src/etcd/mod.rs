@@ -1,14 +1,21 @@
-//! Edge: list, watch, relist, heartbeat and registration. The only user of `etcd_client`.
+//! Edge: members, sessions, listings, watches, heartbeats and single records. The only user of `etcd_client`.
 
-mod connect;
+mod config;
+mod error;
 mod fleet;
 mod follow;
 mod list;
+mod member;
+mod members;
+mod position;
 mod session;
 mod write;
 
-pub use connect::{Config, Error, Etcd, Tls};
+pub use config::{Config, Tls, User};
+pub use error::{Error, Fault};
 pub use fleet::Fleet;
 pub use follow::follow;
 pub use list::Page;
+pub use members::Etcd;
+pub use position::{Beat, Position};
 pub use session::{Message, Relist};

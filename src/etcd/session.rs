@@ -1,19 +1,24 @@
-//! One session: list, then watch from the next revision on, until something breaks.
+//! One session with one member: list where that is needed, then watch from the next revision on, until something breaks.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::Instant,
 };
 
-use etcd_client::{WatchOptions, WatchResponse, WatchStream};
-use tokio::{
-    sync::mpsc::{self, error::TrySendError},
-    task::JoinSet,
+use etcd_client::{Client, WatchOptions, WatchRequestSender, WatchResponse, WatchResponseStream};
+use futures::{
+    FutureExt, StreamExt,
+    stream::{self, BoxStream, SelectAll},
 };
+use tokio::sync::mpsc::{self, error::TrySendError};
+use tracing::{info, warn};
 
 use super::{
-    connect::{Config, Error, Etcd, MAX_MESSAGE, within},
+    config::{Config, MAX_MESSAGE},
+    error::{Error, Fault},
     list::{Listing, Page, ranges, record},
+    member::Member,
+    position::{Beat, Position},
 };
 use crate::schema::Change;
 
@@ -26,7 +31,7 @@ pub enum Relist {
     Compacted,
     /// The server ended the watch, or its events were out of order.
     WatchError,
-    /// The server was lost.
+    /// More was missed while no server was there than is worth replaying.
     Disconnected,
     /// Nothing seems to be wrong.
     Audit,
@@ -94,37 +99,52 @@ pub enum Message {
 pub(super) enum End {
     /// Nobody listens any more.
     Closed,
-    /// To be followed by another session.
-    Again(Relist, String),
+    /// The member is of no use any more, or does not let us in. Another session goes on from where this one was.
+    Lost(Error),
+    /// Another session is to list everything.
+    Relist(Relist, String),
 }
 
-/// What must outlive a session.
+/// What outlives a session.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
-    /// The last cluster and revision.
-    pub(super) last: Option<(u64, i64)>,
-    /// When the session's watch began.
-    pub(super) watching: Option<Instant>,
+    /// How far the store was heard; `None` asks for a listing.
+    pub(super) position: Option<Position>,
+    /// The highest revision that was ever told.
+    told: Option<(u64, i64)>,
+    /// When everything is to be listed although nothing seems to be wrong.
+    audit: Option<Instant>,
+    /// The session had a watch and an answered heartbeat: it was worth having.
+    pub(super) proved: bool,
 }
 
-/// What is done beside the watch.
-enum Aside {
+/// What a session waits for.
+enum Input {
+    Watch(Result<WatchResponse, etcd_client::Error>),
+    WatchEnded,
     /// With the last revision that was known when the heartbeat was sent.
-    Beat(i64, Result<(u64, i64), Error>),
+    Beat(i64, Result<Beat, Error>),
     AuditDue,
     /// The revision and the cluster that an audit listed.
     Listing(Result<(i64, u64), Error>),
+    Closed,
 }
+
+type Inputs = SelectAll<BoxStream<'static, Input>>;
 
 struct Session<'s> {
     config: &'s Config,
-    etcd: Etcd,
+    member: Member,
     sender: &'s mpsc::Sender<Message>,
     memory: &'s mut Memory,
-    /// The revision of the listing that the session began with.
-    listed: i64,
-    /// The last revision that each watch delivered.
-    delivered: BTreeMap<i64, i64>,
+    position: Position,
+    /// The identifiers of the watches, in the order of their ranges.
+    watches: Vec<i64>,
+    /// Asks the watch for signs of life.
+    asking: WatchRequestSender,
+    /// When the watch last said anything at all, and whether it was ever asked with success. Old servers do not answer.
+    heard: (Instant, bool),
+    beats: u32,
     /// Keys with events since the audit under way began, with their last revision.
     touched: Option<BTreeMap<Vec<u8>, i64>>,
 }
@@ -132,139 +152,214 @@ struct Session<'s> {
 /// More events than this during one audit, and it is given up until the next time.
 const MAX_TOUCHED: usize = 100_000;
 
+/// Every so many heartbeats a user's rights are looked at.
+const RIGHTS: u32 = 5;
+
 /// Runs one session to its end.
 pub(super) async fn run(
     config: &Config,
+    member: Member,
     sender: &mpsc::Sender<Message>,
     memory: &mut Memory,
     reason: Relist,
-) -> Result<(), End> {
-    memory.watching = None;
-    let etcd = Etcd::connect(config).await.map_err(|e| lost(&e))?;
-    let mut session = Session { config, etcd, sender, memory, listed: 0, delivered: BTreeMap::new(), touched: None };
-    session.list(reason).await?;
-    let watch = session.watch().await?;
-    session.memory.watching = Some(Instant::now());
-    session.follow(watch).await
+) -> End {
+    memory.proved = false;
+    match start(config, member, sender, memory, reason).await {
+        Ok((session, watch)) => session.follow(watch).await.err().unwrap_or(End::Closed),
+        Err(end) => end,
+    }
+}
+
+async fn send(sender: &mpsc::Sender<Message>, message: Message) -> Result<(), End> {
+    sender.send(message).await.map_err(|_| End::Closed)
+}
+
+/// Lists everything, or finds that the watch may go on from where it was, and opens it.
+async fn start<'s>(
+    config: &'s Config,
+    member: Member,
+    sender: &'s mpsc::Sender<Message>,
+    memory: &'s mut Memory,
+    mut reason: Relist,
+) -> Result<(Session<'s>, WatchResponseStream), End> {
+    let beat = member.beat().await.map_err(End::Lost)?;
+    let mut position = memory.position.take();
+    if let Some(known) = &mut position {
+        if let Err((why, text)) = known.greet(&beat) {
+            warn!(reason = why.as_str(), text, "everything is listed anew");
+            (reason, position) = (why, None);
+        } else {
+            info!(url = member.place.url, revision = known.seen(), "the watch goes on at this member");
+            send(sender, Message::Contact(known.seen())).await?;
+        }
+    }
+    let mut position = match position {
+        Some(position) => position,
+        None => list(config, &member, sender, memory, &beat, reason).await?,
+    };
+    memory.position = Some(position.clone());
+    let (asking, watch) = watch(&member, &position.resume()).await.map_err(End::Lost)?;
+    let heard = (Instant::now(), false);
+    let watches = Vec::new();
+    let session = Session { config, member, sender, memory, position, watches, asking, heard, beats: 0, touched: None };
+    Ok((session, watch))
+}
+
+async fn list(
+    config: &Config,
+    member: &Member,
+    sender: &mpsc::Sender<Message>,
+    memory: &mut Memory,
+    beat: &Beat,
+    reason: Relist,
+) -> Result<Position, End> {
+    send(sender, Message::Relist(reason)).await?;
+    let mut listing = Listing::new(member, config);
+    let mut next = listing.next().await.map_err(End::Lost)?;
+    let (revision, cluster) = listing.pinned.ok_or(End::Lost(Error::Headless))?;
+    let went_back = memory.told.is_some_and(|(before, last)| before != cluster || revision < last);
+    if reason != Relist::Rollback && went_back {
+        send(sender, Message::Relist(Relist::Rollback)).await?;
+    }
+    // The next page comes in while this one is taken.
+    while let Some(page) = next {
+        let (sent, after) = tokio::join!(send(sender, Message::Page { revision, page }), listing.next());
+        sent?;
+        next = after.map_err(End::Lost)?;
+    }
+    memory.told = Some((cluster, revision));
+    let position = Position::listed(beat, revision, ranges(&config.prefix).len());
+    send(sender, Message::Snapshot { revision, cluster }).await?;
+    Ok(position)
+}
+
+/// One stream with a watch on each range, from these revisions on.
+async fn watch(member: &Member, from: &[i64]) -> Result<(WatchRequestSender, WatchResponseStream), Error> {
+    let ranges = ranges(&member.prefix);
+    let wanted: Vec<_> = ranges
+        .into_iter()
+        .zip(from)
+        .map(|((first, end), from)| (first, WatchOptions::new().with_range(end).with_start_revision(*from)))
+        .collect();
+    let open = |client: Client| {
+        let mut client = client.watch_client().max_decoding_message_size(MAX_MESSAGE);
+        let mut wanted = wanted.clone().into_iter();
+        async move {
+            let Some((first, options)) = wanted.next() else {
+                return Err(etcd_client::Error::WatchError("nothing to watch".to_owned()));
+            };
+            let mut watch = client.watch(first, Some(options)).await?;
+            for (first, options) in wanted {
+                watch.watch(first, Some(options)).await?;
+            }
+            Ok(watch)
+        }
+    };
+    Ok(member.call(member.patience, open).await?.split())
 }
 
 impl Session<'_> {
-    async fn send(&self, message: Message) -> Result<(), End> {
-        self.sender.send(message).await.map_err(|_| End::Closed)
-    }
-
-    async fn list(&mut self, reason: Relist) -> Result<(), End> {
-        self.send(Message::Relist(reason)).await?;
-        let mut listing = Listing::new(&self.etcd, self.config);
-        let mut next = listing.next().await.map_err(|e| lost(&e))?;
-        let Some((revision, cluster)) = listing.pinned else { return Err(lost(&Error::Headless)) };
-        if reason != Relist::Rollback && self.went_back(cluster, revision) {
-            self.send(Message::Relist(Relist::Rollback)).await?;
-        }
-        // The next page comes in while this one is taken.
-        while let Some(page) = next {
-            let (sent, after) = tokio::join!(self.send(Message::Page { revision, page }), listing.next());
-            sent?;
-            next = after.map_err(|e| lost(&e))?;
-        }
-        self.memory.last = Some((cluster, revision));
-        self.listed = revision;
-        self.send(Message::Snapshot { revision, cluster }).await
-    }
-
-    fn went_back(&self, cluster: u64, revision: i64) -> bool {
-        self.memory.last.is_some_and(|(before, last)| before != cluster || revision < last)
-    }
-
-    async fn watch(&mut self) -> Result<WatchStream, End> {
-        let [first, second] = ranges(&self.config.prefix);
-        let options = |end: String| Some(WatchOptions::new().with_range(end).with_start_revision(self.listed + 1));
-        let mut client = self.etcd.client.watch_client().max_decoding_message_size(MAX_MESSAGE);
-        let both = async {
-            let mut watch = client.watch(first.0, options(first.1)).await?;
-            watch.watch(second.0, options(second.1)).await?;
-            Ok(watch)
-        };
-        within(self.config.timeout, both).await.map_err(|e| lost(&e))
-    }
-
-    async fn follow(mut self, mut watch: WatchStream) -> Result<(), End> {
-        // Tasks in the set end with it.
-        let mut asides = JoinSet::new();
-        self.beat(&mut asides);
-        self.await_audit(&mut asides);
-        loop {
-            tokio::select! {
-                // Cancel-safe: a stream's next message stays in the stream.
-                message = watch.message() => match message {
-                    Ok(Some(response)) => self.heard(&response).await?,
-                    Ok(None) => return Err(End::Again(Relist::Disconnected, "the watch's stream ended".into())),
-                    Err(error) => return Err(lost(&error.into())),
-                },
-                // Cancel-safe per its documentation.
-                Some(aside) = asides.join_next() => match aside {
-                    Ok(Aside::Beat(floor, beat)) => {
-                        self.contact(floor, beat.map_err(|e| lost(&e))?)?;
-                        self.beat(&mut asides);
-                    }
-                    Ok(Aside::AuditDue) => self.audit(&mut asides).await?,
-                    Ok(Aside::Listing(listing)) => {
-                        self.audited(listing).await?;
-                        self.await_audit(&mut asides);
-                    }
-                    Err(error) => return Err(End::Again(Relist::Disconnected, error.to_string())),
-                },
-                () = self.sender.closed() => return Err(End::Closed),
+    async fn follow(mut self, watch: WatchResponseStream) -> Result<(), End> {
+        let mut inputs: Inputs = SelectAll::new();
+        let sender = self.sender.clone();
+        inputs.push(watch.map(Input::Watch).chain(stream::once(async { Input::WatchEnded })).boxed());
+        inputs.push(stream::once(async move { sender.closed().await }).map(|()| Input::Closed).boxed());
+        self.await_beat(&mut inputs);
+        self.await_audit(&mut inputs);
+        while let Some(input) = inputs.next().await {
+            match input {
+                Input::Watch(Ok(response)) => self.heard(&response).await?,
+                Input::Watch(Err(error)) => return Err(self.lost(&error)),
+                Input::WatchEnded => {
+                    return Err(End::Lost(self.member.fault(Fault::Lost("the watch's stream ended".to_owned()))));
+                }
+                Input::Beat(floor, beat) => {
+                    self.contact(floor, &beat.map_err(End::Lost)?)?;
+                    self.await_beat(&mut inputs);
+                }
+                Input::AuditDue => self.audit(&mut inputs).await?,
+                Input::Listing(listing) => {
+                    self.audited(listing).await?;
+                    self.await_audit(&mut inputs);
+                }
+                Input::Closed => return Err(End::Closed),
             }
         }
+        Err(End::Closed)
     }
 
-    fn beat(&self, asides: &mut JoinSet<Aside>) {
-        let (etcd, pause) = (self.etcd.clone(), self.config.heartbeat);
-        // Events that arrive while the heartbeat is under way may be newer than its answer.
-        let floor = self.memory.last.map_or(0, |(_, revision)| revision);
-        asides.spawn(async move {
-            tokio::time::sleep(pause).await;
-            Aside::Beat(floor, etcd.beat().await)
-        });
-    }
-
-    fn contact(&mut self, floor: i64, (cluster, revision): (u64, i64)) -> Result<(), End> {
-        let (before, last) = self.memory.last.unwrap_or((cluster, revision));
-        if cluster != before || revision < floor {
-            let message = format!("the store went back from revision {floor} to {revision}, or is another one");
-            return Err(End::Again(Relist::Rollback, message));
+    /// What the client says of the watch.
+    fn lost(&self, error: &etcd_client::Error) -> End {
+        match Error::of(&self.member.place.url, error) {
+            Error::Compacted => End::Relist(Relist::Compacted, Error::Compacted.to_string()),
+            error => End::Lost(error),
         }
-        self.memory.last = Some((cluster, revision.max(last)));
+    }
+
+    fn await_beat(&mut self, inputs: &mut Inputs) {
+        let (member, floor) = (self.member.clone(), self.position.seen());
+        let pause = self.config.heartbeat;
+        let rights = self.config.user.is_some() && self.beats % RIGHTS == RIGHTS - 1;
+        self.beats = self.beats.wrapping_add(1);
+        let beat = async move {
+            tokio::time::sleep(pause).await;
+            let beat = match member.beat().await {
+                Ok(beat) if rights => member.may_read().await.map(|()| beat),
+                outcome => outcome,
+            };
+            Input::Beat(floor, beat)
+        };
+        inputs.push(stream::once(beat).boxed());
+    }
+
+    fn contact(&mut self, floor: i64, beat: &Beat) -> Result<(), End> {
+        self.position.beat(floor, beat).map_err(|(reason, why)| End::Relist(reason, why))?;
+        let (last, answers) = self.heard;
+        if answers && last.elapsed() > self.config.heartbeat + self.member.patience {
+            return Err(End::Lost(self.member.fault(Fault::SilentWatch)));
+        }
+        // A watch that cannot even be asked will be found silent.
+        let _ = self.asking.request_progress().now_or_never();
+        self.memory.proved = true;
+        self.remember();
         // A sign of life is worth nothing when it is late.
-        match self.sender.try_send(Message::Contact(revision)) {
+        match self.sender.try_send(Message::Contact(beat.revision)) {
             Err(TrySendError::Closed(_)) => Err(End::Closed),
             Ok(()) | Err(TrySendError::Full(_)) => Ok(()),
         }
     }
 
-    fn await_audit(&self, asides: &mut JoinSet<Aside>) {
+    /// From here another session may go on.
+    fn remember(&mut self) {
+        let seen = self.position.seen();
+        if let Some((_, told)) = &mut self.memory.told {
+            *told = seen.max(*told);
+        }
+        self.memory.position = Some(self.position.clone());
+    }
+
+    fn await_audit(&mut self, inputs: &mut Inputs) {
         let pause = self.config.audit;
-        asides.spawn(async move {
-            tokio::time::sleep(pause).await;
-            Aside::AuditDue
-        });
+        let due = *self.memory.audit.get_or_insert_with(|| Instant::now() + pause);
+        inputs.push(stream::once(tokio::time::sleep_until(due.into())).map(|()| Input::AuditDue).boxed());
     }
 
     /// Begins an audit. Its listing is taken beside the watch, whose events go on. A key that has an event above the
     /// listing's revision is newer in the store than in the listing and is left out of the comparison. Events up to the
     /// listing's revision that are still on their way are waited for a moment; one that comes later still does no harm, for
     /// the listing has anticipated it, and the store ignores an event that is not newer than what it knows.
-    async fn audit(&mut self, asides: &mut JoinSet<Aside>) -> Result<(), End> {
-        self.send(Message::Relist(Relist::Audit)).await?;
+    async fn audit(&mut self, inputs: &mut Inputs) -> Result<(), End> {
+        self.memory.audit = None;
+        send(self.sender, Message::Relist(Relist::Audit)).await?;
         self.touched = Some(BTreeMap::new());
-        let (listing, sender) = (Listing::new(&self.etcd, self.config), self.sender.clone());
+        let (listing, sender) = (Listing::new(&self.member, self.config), self.sender.clone());
         let settle = self.config.audit_settle;
-        asides.spawn(async move {
+        let listing = async move {
             let listed = list_all(listing, &sender).await;
             tokio::time::sleep(settle).await;
-            Aside::Listing(listed)
-        });
+            Input::Listing(listed)
+        };
+        inputs.push(stream::once(listing).boxed());
         Ok(())
     }
 
@@ -273,53 +368,53 @@ impl Session<'_> {
             Ok(listed) => listed,
             // The heartbeat judges the server; an audit that fails is due again after the next pause.
             Err(error) => {
-                tracing::warn!(%error, "an audit could not list the records");
+                warn!(%error, "an audit could not list the records");
                 return Ok(());
             }
         };
         let Some(touched) = self.touched.take() else { return Ok(()) };
-        if cluster != self.memory.last.map_or(cluster, |(cluster, _)| cluster) {
-            return Err(End::Again(Relist::Rollback, "another cluster answered".into()));
+        if self.memory.told.is_some_and(|(told, _)| told != cluster) {
+            return Err(End::Relist(Relist::Rollback, "another cluster answered".to_owned()));
         }
         let touched = touched.into_iter().filter(|(_, last)| *last > revision).map(|(key, _)| key).collect();
-        self.send(Message::Audit { revision, touched }).await
+        send(self.sender, Message::Audit { revision, touched }).await?;
+        self.position.audited(revision);
+        self.remember();
+        Ok(())
     }
 
     async fn heard(&mut self, response: &WatchResponse) -> Result<(), End> {
         let received = Instant::now();
+        let asked = response.watch_id() < 0;
+        self.heard = (received, self.heard.1 || asked);
         if response.compact_revision() > 0 {
-            let message = format!("compacted up to revision {}", response.compact_revision());
-            return Err(End::Again(Relist::Compacted, message));
+            let why = format!("compacted up to revision {}", response.compact_revision());
+            return Err(End::Relist(Relist::Compacted, why));
         }
         if response.canceled() {
-            return Err(End::Again(Relist::WatchError, response.cancel_reason().to_owned()));
+            return Err(match response.cancel_reason() {
+                why if why.contains("permission denied") => End::Lost(Error::Denied),
+                why => End::Relist(Relist::WatchError, why.to_owned()),
+            });
         }
-        // Without fragments, which are not asked for, all events of a revision in one range come in one response, in the order
-        // of revisions. Networks, nodes and endpoints are in one. Known faults of old servers break that order; what was missed then, only a listing tells.
-        let mut revisions: BTreeMap<i64, Vec<Change>> = BTreeMap::new();
-        for event in response.events() {
-            let Some(kv) = event.kv() else { continue };
+        if response.created() {
+            self.watches.push(response.watch_id());
+        }
+        let change = |kv: &etcd_client::KeyValue| {
             // Only a deleted key has version 0. The client's own accessor panics on kinds of events that it does not know.
-            let change = if kv.version() == 0 {
-                Change::Delete { key: kv.key().to_vec(), revision: kv.mod_revision() }
-            } else {
-                Change::Put(record(kv.clone()))
-            };
-            revisions.entry(change.revision()).or_default().push(change);
-        }
+            match kv.version() {
+                0 => Change::Delete { key: kv.key().to_vec(), revision: kv.mod_revision() },
+                _ => Change::Put(record(kv.clone())),
+            }
+        };
+        let changes = response.events().iter().filter_map(|event| event.kv().map(change));
+        let Some(range) = self.watches.iter().position(|watch| *watch == response.watch_id()) else { return Ok(()) };
+        let revisions = self.position.heard(range, changes).map_err(|(reason, why)| End::Relist(reason, why))?;
         for (revision, changes) in revisions {
-            let delivered = self.delivered.entry(response.watch_id()).or_insert(self.listed);
-            if revision <= *delivered {
-                let message = format!("revision {revision} came after revision {delivered}");
-                return Err(End::Again(Relist::WatchError, message));
-            }
-            *delivered = revision;
-            if let Some((_, last)) = &mut self.memory.last {
-                *last = revision.max(*last);
-            }
             self.note(&changes);
-            self.send(Message::Changes { revision, changes, received }).await?;
+            send(self.sender, Message::Changes { revision, changes, received }).await?;
         }
+        self.remember();
         Ok(())
     }
 
@@ -340,11 +435,4 @@ async fn list_all(mut listing: Listing, sender: &mpsc::Sender<Message>) -> Resul
         let _ = sender.send(Message::Page { revision, page }).await;
     }
     listing.pinned.ok_or(Error::Headless)
-}
-
-/// The server was lost, unless it said that the revision is gone.
-fn lost(error: &Error) -> End {
-    let text = error.to_string();
-    let reason = if text.contains("compacted") { Relist::Compacted } else { Relist::Disconnected };
-    End::Again(reason, text)
 }

@@ -2,12 +2,9 @@
 
 use std::net::IpAddr;
 
-use etcd_client::{Compare, CompareOp, GetOptions, Txn, TxnOp};
+use etcd_client::{Client, Compare, CompareOp, GetOptions, Txn, TxnOp};
 
-use super::{
-    connect::{Error, Etcd, within},
-    list::record,
-};
+use super::{error::Error, list::record, members::Etcd};
 use crate::{
     model::{Name, Node},
     schema::{self, Key, Kv},
@@ -22,9 +19,7 @@ impl Etcd {
     /// # Errors
     /// No answer, or the revision is compacted.
     pub async fn read(&self, key: &[u8], revision: i64) -> Result<Option<Kv>, Error> {
-        let options = GetOptions::new().with_revision(revision);
-        let mut client = self.client.kv_client();
-        let mut answer = within(self.timeout, client.get(key, Some(options))).await?;
+        let mut answer = self.get(key, GetOptions::new().with_revision(revision)).await?;
         Ok(answer.take_kvs().into_iter().next().map(record))
     }
 
@@ -75,16 +70,18 @@ impl Etcd {
     /// # Errors
     /// No answer, or not allowed.
     pub async fn write_status(&self, node: &Name, status: &str) -> Result<(), Error> {
-        let mut client = self.client.kv_client();
-        within(self.timeout, client.put(Key::Status(node.clone()).under(&self.prefix), status, None)).await?;
-        Ok(())
+        let key = Key::Status(node.clone()).under(&self.prefix);
+        let put = |client: Client| {
+            let (key, status) = (key.clone(), status.to_owned());
+            async move { client.kv_client().put(key, status, None).await }
+        };
+        self.call(put).await.map(drop)
     }
 
     /// Writes only if the key's last revision is still this one (0: it does not exist).
     async fn put_if(&self, key: &[u8], mod_revision: i64, value: String) -> Result<bool, Error> {
         let unchanged = Compare::mod_revision(key, CompareOp::Equal, mod_revision);
         let txn = Txn::new().when([unchanged]).and_then([TxnOp::put(key, value, None)]);
-        let mut client = self.client.kv_client();
-        Ok(within(self.timeout, client.txn(txn)).await?.succeeded())
+        Ok(self.txn(txn).await?.succeeded())
     }
 }

@@ -38,9 +38,9 @@ pub(super) struct Reporter {
 
 impl Reporter {
     /// Starts what writes.
-    pub(super) fn new(config: etcd::Config, node: Name) -> Self {
+    pub(super) fn new(etcd: Etcd, node: Name) -> Self {
         let (latest, statuses) = watch::channel(None);
-        Self { latest, writer: tokio::spawn(write(config, node, statuses)), applied: 0, unsettled: false }
+        Self { latest, writer: tokio::spawn(write(etcd, node, statuses)), applied: 0, unsettled: false }
     }
 
     /// Takes a look at how things stand. A moment out of sync that is over at the next look is not worth a write.
@@ -107,15 +107,15 @@ impl Drop for Reporter {
 }
 
 /// Writes the newest status until nobody has any more.
-async fn write(config: etcd::Config, node: Name, mut statuses: watch::Receiver<Option<NodeStatus>>) {
+async fn write(etcd: Etcd, node: Name, mut statuses: watch::Receiver<Option<NodeStatus>>) {
     let mut retry = Retry::new(PAUSE, LAST_PAUSE, stable_hash(node.as_str().as_bytes()));
-    let (mut etcd, mut said) = (None, false);
+    let mut said = false;
     while statuses.changed().await.is_ok() {
         // A newer one takes the place of one that could not be written.
         loop {
             let status = statuses.borrow_and_update().clone();
             let Some(status) = status else { break };
-            match put(&config, &mut etcd, &node, &status).await {
+            match put(&etcd, &node, &status).await {
                 Ok(()) => {
                     retry.reset();
                     said = false;
@@ -123,7 +123,6 @@ async fn write(config: etcd::Config, node: Name, mut statuses: watch::Receiver<O
                     break;
                 }
                 Err(error) => {
-                    etcd = None;
                     if !std::mem::replace(&mut said, true) {
                         warn!(%error, "cannot write this node's status; tried again, and all else goes on");
                     }
@@ -135,16 +134,7 @@ async fn write(config: etcd::Config, node: Name, mut statuses: watch::Receiver<O
 }
 
 /// Writes a status unless what stands there says the same.
-async fn put(
-    config: &etcd::Config,
-    etcd: &mut Option<Etcd>,
-    node: &Name,
-    status: &NodeStatus,
-) -> Result<(), etcd::Error> {
-    let etcd = match etcd {
-        Some(etcd) => etcd,
-        None => etcd.insert(Etcd::connect(config).await?),
-    };
+async fn put(etcd: &Etcd, node: &Name, status: &NodeStatus) -> Result<(), etcd::Error> {
     let stands = etcd.read_status(node).await?;
     let stands = stands.and_then(|stands| serde_json::from_slice::<NodeStatus>(&stands).ok());
     let Ok(text) = serde_json::to_string(status) else { return Ok(()) };

@@ -87,9 +87,8 @@ struct Record {
 
 /// What looks, over one connection.
 pub(super) struct Watcher {
-    config: etcd::Config,
+    etcd: Etcd,
     docker_prefix: Option<String>,
-    etcd: Option<Etcd>,
     /// Revisions after which nothing was written or deleted up to a revision, and those after which something was.
     asked: BTreeMap<(i64, i64), bool>,
 }
@@ -97,23 +96,12 @@ pub(super) struct Watcher {
 impl Watcher {
     pub(super) fn new(records: &Records) -> Result<Self, String> {
         let (config, docker_prefix) = (records.etcd()?, records.docker_prefix.clone());
-        Ok(Self { config, docker_prefix, etcd: None, asked: BTreeMap::new() })
-    }
-
-    async fn etcd(&mut self) -> Result<Etcd, etcd::Error> {
-        match &self.etcd {
-            Some(etcd) => Ok(etcd.clone()),
-            None => Ok(self.etcd.insert(Etcd::connect(&self.config).await?).clone()),
-        }
+        Ok(Self { etcd: Etcd::new(config), docker_prefix, asked: BTreeMap::new() })
     }
 
     /// Looks at all nodes.
     pub(super) async fn look(&mut self) -> Result<Nodes, etcd::Error> {
-        let etcd = self.etcd().await?;
-        let fleet = etcd.fleet(self.docker_prefix.as_deref()).await;
-        if fleet.is_err() {
-            self.etcd = None;
-        }
+        let fleet = self.etcd.fleet(self.docker_prefix.as_deref()).await;
         let etcd::Fleet { revision, newest, nodes, statuses, alive } = fleet?;
         let by_name = |records: Vec<Kv>| -> BTreeMap<String, Vec<u8>> {
             let name = |key: &[u8]| String::from_utf8_lossy(key).rsplit('/').next().unwrap_or_default().to_owned();
@@ -145,7 +133,7 @@ impl Watcher {
         if let Some(changed) = self.asked.get(&between) {
             return Ok(!changed);
         }
-        let etcd = self.etcd().await?;
+        let etcd = self.etcd.clone();
         let changed = etcd.changed_between(self.docker_prefix.as_deref(), between.0, between.1).await?;
         self.asked.insert(between, changed);
         Ok(!changed)
