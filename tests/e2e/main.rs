@@ -10,6 +10,8 @@
 
 mod ask;
 mod attributes;
+#[path = "../support/cluster.rs"]
+mod cluster;
 mod docker;
 mod flood;
 mod frames;
@@ -19,6 +21,7 @@ mod hostile;
 mod hosts;
 mod lab;
 mod late_netns;
+mod members;
 mod on_host;
 mod outside;
 mod outside6;
