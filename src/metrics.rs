@@ -205,9 +205,11 @@ impl Metrics {
                 self.repair_duration.observe(took.as_secs_f64());
             }
             Note::RepairFailed { kind } => self.repairs.with_label_values(&[kind.as_str(), "error"]).inc(),
-            Note::Op { kind, action, cause, failure, .. } => {
-                let result = if failure.is_none() { "ok" } else { "error" };
-                self.ops.with_label_values(&[kind.as_str(), action.as_str(), cause.as_str(), result]).inc();
+            Note::Ops { kind, action, cause, count } => {
+                self.ops.with_label_values(&[kind.as_str(), action.as_str(), cause.as_str(), "ok"]).inc_by(*count);
+            }
+            Note::OpFailed { kind, action, cause, .. } => {
+                self.ops.with_label_values(&[kind.as_str(), action.as_str(), cause.as_str(), "error"]).inc();
             }
             Note::Resync { reason } => self.resyncs.with_label_values(&[reason]).inc(),
             Note::Resynced { took } => self.resync_duration.observe(took.as_secs_f64()),

@@ -63,6 +63,7 @@ impl Agent {
             home: Home::Overlay(format!("/run/netns/vtepd-{network}").into()),
             group: 0x76,
             resync: Duration::from_secs(3600),
+            dump_at_most: Config::DUMP_AT_MOST,
             guards: guard_table(),
             tables: Vec::new(),
         };
@@ -81,7 +82,12 @@ impl Agent {
             let turned = turn(&mut self.network, &mut kernel, now, 1000);
             self.notes.extend(self.network.take_notes());
             if turned == Turn::Gone || (turned != Turn::More && self.network.in_sync()) {
-                return std::mem::take(&mut self.notes).iter().filter(|note| matches!(note, Note::Op { .. })).count();
+                let sent = |note: Note| match note {
+                    Note::Ops { count, .. } => usize::try_from(count).unwrap(),
+                    Note::OpFailed { .. } => 1,
+                    _ => 0,
+                };
+                return std::mem::take(&mut self.notes).into_iter().map(sent).sum();
             }
             assert!(Instant::now() < deadline, "never in sync: {:?} {:#?}", self.network.summary(), self.notes);
             let fds = self.kernel.event_fds();

@@ -92,6 +92,7 @@ fn agent() -> (Network, NetworkKernel) {
         home: Home::Overlay("/run/netns/vtepd-overlay-demo".into()),
         group: 0x76,
         resync: Duration::from_secs(3600),
+        dump_at_most: Config::DUMP_AT_MOST,
         guards: guard_table(),
         tables: Vec::new(),
     };
@@ -168,7 +169,12 @@ impl Datapath {
     }
 
     fn ops(&self) -> usize {
-        self.notes.iter().filter(|note| matches!(note, Note::Op { .. })).count()
+        let counts = self.notes.iter().map(|note| match note {
+            Note::Ops { count, .. } => usize::try_from(*count).unwrap(),
+            Note::OpFailed { .. } => 1,
+            _ => 0,
+        });
+        counts.sum()
     }
 
     /// Runs a foreign command, and expects exactly this drift, each repaired, and afterwards nothing left to do.

@@ -56,6 +56,8 @@ pub(super) struct Totals {
     pub(super) behind: Option<i64>,
     /// Objects that cannot be made, with their network.
     pub(super) blocked: Vec<(Name, crate::engine::Blocked)>,
+    /// How many there are by kind and reason; of many in one network only the first are named.
+    pub(super) blocked_counts: BTreeMap<(Kind, &'static str), u64>,
     /// Observed objects by kind.
     pub(super) observed: BTreeMap<Kind, u64>,
     /// Objects whose removal is held.
@@ -79,8 +81,8 @@ impl Entry {
         if self.handled < self.posted {
             "has changes to take in".to_owned()
         } else if let Some(first) = summary.blocked.first() {
-            let others = match summary.blocked.len() {
-                1 => String::new(),
+            let others = match summary.blocked_counts.values().sum::<u64>() {
+                0 | 1 => String::new(),
                 all => format!(", and {} more", all - 1),
             };
             format!("blocked: {}: {}{others}", first.object, first.reason)
@@ -174,6 +176,9 @@ impl Board {
             totals.held += entry.summary.held;
             let shown = entry.shown(name);
             totals.blocked.extend(entry.summary.blocked.iter().map(|blocked| (shown.clone(), blocked.clone())));
+            for (of, count) in &entry.summary.blocked_counts {
+                *totals.blocked_counts.entry(*of).or_default() += count;
+            }
             for (kind, (_, observed)) in &entry.summary.objects {
                 *totals.observed.entry(*kind).or_default() += observed;
             }

@@ -50,10 +50,8 @@ impl Journal {
 
     pub(super) fn write(&mut self, note: &Note) {
         // What is written for debugging, or not at all, takes no line from what people need.
-        let minor = matches!(
-            note,
-            Note::RepairFailed { .. } | Note::Op { failure: None, .. } | Note::Resync { .. } | Note::Resynced { .. }
-        );
+        let minor =
+            matches!(note, Note::RepairFailed { .. } | Note::Ops { .. } | Note::Resync { .. } | Note::Resynced { .. });
         if !minor && !self.allowed() {
             return;
         }
@@ -66,11 +64,10 @@ impl Journal {
                 info!(%network, kind = kind.as_str(), object, micros = as_micros(*took), "repaired");
             }
             Note::RepairFailed { .. } => {}
-            Note::Op { failure: None, kind, action, cause, .. } => {
-                debug!(%network, kind = kind.as_str(), action = action.as_str(), cause = cause.as_str(), "done");
+            Note::Ops { kind, action, cause, count } => {
+                debug!(%network, kind = kind.as_str(), action = action.as_str(), cause = cause.as_str(), count, "done");
             }
-            Note::Op { failure: Some(failure), action, object, .. } => {
-                let object = object.as_deref().unwrap_or_default();
+            Note::OpFailed { failure, action, object, .. } => {
                 warn!(%network, object, action = action.as_str(), %failure, "failed; tried again later");
             }
             Note::Damped { object, pause } => {

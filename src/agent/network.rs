@@ -66,7 +66,7 @@ impl Shared {
     pub(super) fn engine_of(&self, network: &Name) -> Box<dyn Reconciler> {
         let config = |home, guards, tables| {
             let (name, group, resync) = (network.clone(), self.group, self.resync);
-            Config { name, home, group, resync, guards, tables }
+            Config { name, home, group, resync, dump_at_most: Config::DUMP_AT_MOST, guards, tables }
         };
         if *network == Name::host() {
             let home = Home::Host { bridge: self.outside.bridge.clone(), adopt: self.adopt };

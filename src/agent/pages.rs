@@ -105,8 +105,8 @@ impl AgentPages {
         for ((kind, reason), count) in &state.blocked {
             metrics.blocked.with_label_values(&[kind, reason]).add(*count);
         }
-        for (_, blocked) in &totals.blocked {
-            metrics.blocked.with_label_values(&[blocked.kind.as_str(), blocked.reason]).inc();
+        for ((kind, reason), count) in &totals.blocked_counts {
+            metrics.blocked.with_label_values(&[kind.as_str(), reason]).add(as_gauge(*count));
         }
     }
 }

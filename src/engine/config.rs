@@ -22,6 +22,8 @@ pub struct Config {
     pub group: u32,
     /// How often everything is read again without a reason.
     pub resync: Duration,
+    /// Tables of VXLAN devices with more rows are looked up row by row instead of being dumped.
+    pub dump_at_most: usize,
     /// The table of nftables for the guards of endpoints' ports. It is ours wholly, whether anything is desired in it or not.
     pub guards: TableId,
     /// The other tables that are ours in this way.
@@ -43,6 +45,9 @@ pub enum Home {
 }
 
 impl Config {
+    /// So many rows a dump shows in a quarter of a second, and holds other writers for a few milliseconds at a time.
+    pub const DUMP_AT_MOST: usize = 131_072;
+
     /// Whether the link is a bridge of somebody else's that we use.
     pub(super) fn adopts(&self, link: &Link) -> bool {
         let bridge = matches!(link.kind, LinkKind::Bridge { .. }) && link.group != self.group;

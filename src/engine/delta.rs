@@ -18,7 +18,7 @@ impl<T: PartialEq> Fits<T> for T {
 }
 
 /// What made the sides differ.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Cause {
     /// Desired moved.
     Change,
@@ -48,7 +48,8 @@ pub struct Sides<D, O> {
 }
 
 impl<D: Fits<O>, O> Sides<D, O> {
-    fn agree(&self) -> bool {
+    /// Whether they agree.
+    pub fn agree(&self) -> bool {
         match (&self.desired, &self.observed) {
             (Some(desired), Some(observed)) => desired.fits(observed),
             (None, None) => true,

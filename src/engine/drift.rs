@@ -37,8 +37,12 @@ impl Network {
             }
             self.report.notes.push(Note::Drift { kind: key.kind(), reason, object: key.to_string() });
             if let Some(pause) = self.episodes.open(&key, since, now) {
+                self.tables.rest(&key);
                 self.report.notes.push(Note::Damped { object: key.to_string(), pause });
             }
+        }
+        if self.episodes.has_suspects() {
+            self.episodes.signed(since);
         }
         self.episodes.end_fights(now);
     }

@@ -341,8 +341,11 @@ impl Episodes {
     }
 
     /// Takes out what was written and has been read since.
-    pub(super) fn take_confirmable(&mut self) -> BTreeSet<Key> {
-        let keys = self.take(Step::Confirm);
+    pub(super) fn take_confirmable(&mut self, unread: impl Fn(&Key) -> bool) -> BTreeSet<Key> {
+        let (rest, keys): (BTreeSet<Key>, BTreeSet<Key>) = self.take(Step::Confirm).into_iter().partition(unread);
+        if !rest.is_empty() {
+            self.awaiting.insert(Step::Confirm, rest);
+        }
         for key in &keys {
             self.edit_known(key, |episode| episode.write = episode.write.min(Write::Doubtful));
         }
@@ -426,6 +429,15 @@ impl Episodes {
         self.by_key.get(key).is_some_and(|episode| episode.write == Write::Unread || episode.rests_until() > now)
     }
 
+    /// Takes out the objects that have rested long enough.
+    pub(super) fn take_rested(&mut self, now: Time) -> Vec<Key> {
+        let mut rested = Vec::new();
+        while let Some(entry) = self.rests.first_entry().filter(|entry| *entry.key() <= now) {
+            rested.extend(entry.remove());
+        }
+        rested
+    }
+
     /// When the next object may be tried again. Those that may be tried already are waiting for something else.
     pub(super) fn next_at(&self, now: Time) -> Option<Time> {
         self.rests.range((Bound::Excluded(now), Bound::Unbounded)).next().map(|(at, _)| *at)
@@ -465,6 +477,11 @@ impl Episodes {
 
     pub(super) fn damped_by_kind(&self) -> BTreeMap<Kind, u64> {
         self.damped.iter().filter(|(_, count)| **count > 0).map(|(kind, count)| (*kind, *count)).collect()
+    }
+
+    /// How many objects cannot be made, by kind and reason.
+    pub(super) fn blocked_counts(&self) -> BlockedCounts {
+        self.blocked.iter().filter(|(_, count)| **count > 0).map(|(of, count)| (*of, *count)).collect()
     }
 
     /// The objects that cannot be made; a shortage that passes by itself is not counted.

@@ -109,11 +109,11 @@ impl Network {
             }
         } else if let Some(LinkId::Vxlan(vni)) = self.tables.by_index.get(&row.ifindex) {
             let key = tunnel_key(*vni, row);
-            let known = self.tables.tunnel_rows(&key).get(&key).is_some();
-            let observed = self.tables.tunnel_rows(&key).observed_of(&key);
+            let sides = self.tables.tunnel(&key);
+            let known = sides.is_some();
+            let observed = sides.and_then(|sides| sides.observed);
             let seen = TunnelSeen { dst: row.dst, plain: row.plain };
-            let news =
-                if present { observed != Some(&seen) && (known || !row.kernels_own) } else { observed.is_some() };
+            let news = if present { observed != Some(seen) && (known || !row.kernels_own) } else { observed.is_some() };
             if news {
                 self.read_tunnel_row(row.ifindex, row.mac);
             }
@@ -126,7 +126,7 @@ impl Network {
         let observed = self.tables.neighbours.observed_of(&key);
         let seen = NeighbourSeen { mac: row.mac, permanent: row.permanent, ours: row.ours };
         let counts = row.permanent || self.tables.neighbours.get(&key).is_some();
-        let news = if present { counts && observed != Some(&seen) } else { observed.is_some() };
+        let news = if present { counts && observed != Some(seen) } else { observed.is_some() };
         if news {
             self.read_neighbour(&key);
         }

@@ -60,8 +60,8 @@ impl Network {
         if how(before) == how(self.desired.spec.as_deref()) {
             return;
         }
-        let remotes = self.desired.endpoints.values().filter_map(|endpoint| match endpoint {
-            EndpointSpec::Remote(remote) => Some((remote.vni, remote.mac, remote.ips.clone())),
+        let remotes = self.desired.endpoints.iter().filter_map(|(_, endpoint)| match endpoint {
+            EndpointSpec::Remote(remote) => Some((remote.vni, remote.mac, remote.ips)),
             _ => None,
         });
         for (vni, mac, ips) in remotes.collect::<Vec<_>>() {
@@ -131,15 +131,16 @@ impl Network {
 
 impl Plan<'_> {
     /// Missing rows before those that should not be there: an endpoint that moves is at no time without one.
-    pub(super) fn flood_ops(&self) -> impl Iterator<Item = Planned> {
+    pub(super) fn flood_ops(&self, of: impl Fn(&LinkId) -> bool) -> impl Iterator<Item = Planned> {
         let missing = |key: &&TunnelKey| self.tables.flood_rows.observed_of(key).is_none();
         let missing = self.tables.flood_rows.differing().filter(missing);
         let others = self.tables.flood_rows.differing().filter(|key| self.tables.flood_rows.observed_of(key).is_some());
         let mut anew = BTreeSet::new();
         missing.chain(others).filter_map(move |key| {
             let sides = self.tables.flood_rows.get(key)?;
-            self.tables.links.desired_of(&LinkId::Vxlan(key.vni))?;
-            let ifindex = self.tables.links.observed_of(&LinkId::Vxlan(key.vni))?.ifindex;
+            let id = Some(LinkId::Vxlan(key.vni)).filter(&of)?;
+            self.tables.links.desired_of(&id)?;
+            let ifindex = self.tables.links.observed_of(&id)?.ifindex;
             let mac = key.mac;
             let (action, op) = match (sides.desired, sides.observed) {
                 (Some(dst), None) => (Action::Add, Op::PutFdb { ifindex, mac, dst }),

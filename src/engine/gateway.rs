@@ -316,7 +316,7 @@ impl Reconciler for Gateway {
         let mut summary = self.network.summary();
         if let Some(learning) = &self.learning {
             summary.in_sync = false;
-            summary.blocked.extend(learning.failure.clone());
+            learning.failure.clone().into_iter().for_each(|blocked| summary.add_blocked(blocked));
         }
         let full = |(id, _): (&EndpointId, _)| {
             blocked(
@@ -326,8 +326,8 @@ impl Reconciler for Gateway {
             )
         };
         summary.in_sync &= self.without.is_empty() && self.overlap.is_none();
-        summary.blocked.extend(self.overlap.clone());
-        summary.blocked.extend(self.without.iter().map(full));
+        self.overlap.clone().into_iter().for_each(|blocked| summary.add_blocked(blocked));
+        self.without.iter().map(full).for_each(|blocked| summary.add_blocked(blocked));
         summary
     }
 

@@ -6,7 +6,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{
     delta::Cause,
-    key::{Key, LinkId, NeighbourKey},
+    key::{Key, LinkId},
     local::InnerStatus,
     network::Network,
     object::{Address, InnerLink, InnerState, LinkKind},
@@ -45,10 +45,8 @@ impl Network {
             && had_v4
             && !self.tables.has_v4_address(&key.0)
         {
-            let all = NeighbourKey::all_of(*vni, matches!(key.0, LinkId::Bridge(_)));
-            for key in self.tables.neighbours.observed_in(all).iter().filter(|key| key.ip.is_ipv4()) {
-                self.tables.neighbours.set_observed(key, None, Cause::Repair);
-            }
+            let on_bridge = matches!(key.0, LinkId::Bridge(_));
+            self.tables.neighbours.lose((*vni, on_bridge), Cause::Repair, |key| key.ip.is_ipv4());
         }
     }
 

@@ -69,6 +69,13 @@ pub enum Query {
     Inner(InnerAt),
     /// All rows of the link's own table and of its bridge's that point to it. The answer proves presence, never absence. [`Answer::Fdb`].
     FdbDump(u32),
+    /// The newest rows of a VXLAN device, so many or more, without those of its bridge. They prove presence, never absence. [`Answer::Fdb`].
+    FdbNewest {
+        /// The VXLAN device.
+        ifindex: u32,
+        /// How many.
+        most: usize,
+    },
     /// These rows; those that are not there are missing in the answer. [`Answer::Fdb`].
     FdbRows(Vec<FdbPoint>),
     /// All neighbour entries of one link of the overlay namespace. [`Answer::Neighbours`].
@@ -92,7 +99,7 @@ pub enum Answer {
     Forwarding(Vec<(Family, Forwarding)>),
     /// To [`Query::Inner`].
     Inner(InnerState),
-    /// To [`Query::FdbDump`] and [`Query::FdbRows`].
+    /// To [`Query::FdbDump`], [`Query::FdbNewest`] and [`Query::FdbRows`].
     Fdb(Vec<FdbRow>),
     /// To [`Query::NeighbourDump`] and [`Query::NeighbourRows`].
     Neighbours(Vec<Neighbour>),

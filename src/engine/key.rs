@@ -7,6 +7,7 @@ use std::{
 
 use ipnet::IpNet;
 
+use super::compact::RowKey;
 use crate::model::{
     EndpointId, Mac, Vni,
     nft::{ChainId, TableId},
@@ -67,6 +68,33 @@ impl TunnelKey {
     }
 }
 
+impl RowKey for TunnelKey {
+    type Group = Vni;
+    type Short = Mac;
+
+    fn split(&self) -> (Vni, Mac) {
+        debug_assert!(self.dst.is_none(), "rows of flood lists are in a table of their own");
+        (self.vni, self.mac)
+    }
+
+    fn join(vni: Vni, mac: Mac) -> Self {
+        Self { vni, mac, dst: None }
+    }
+}
+
+impl RowKey for NeighbourKey {
+    type Group = (Vni, bool);
+    type Short = IpAddr;
+
+    fn split(&self) -> ((Vni, bool), IpAddr) {
+        ((self.vni, self.on_bridge), self.ip)
+    }
+
+    fn join((vni, on_bridge): (Vni, bool), ip: IpAddr) -> Self {
+        Self { vni, on_bridge, ip }
+    }
+}
+
 impl BridgeRowKey {
     /// The range of keys of one segment.
     pub fn all_of(vni: Vni) -> std::ops::RangeInclusive<Self> {
@@ -78,12 +106,6 @@ impl NeighbourKey {
     /// The link whose table it is in.
     pub const fn link(&self) -> LinkId {
         if self.on_bridge { LinkId::Bridge(self.vni) } else { LinkId::Vxlan(self.vni) }
-    }
-
-    /// The range of keys of one of a segment's devices.
-    pub fn all_of(vni: Vni, on_bridge: bool) -> std::ops::RangeInclusive<Self> {
-        let (least, most) = (IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::from([0xff; 16])));
-        Self { vni, on_bridge, ip: least }..=Self { vni, on_bridge, ip: most }
     }
 }
 

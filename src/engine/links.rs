@@ -7,7 +7,7 @@ use super::{
     delta::Cause,
     device::GATEWAY_PORT,
     interface::LinkRef,
-    key::{BridgeRowKey, Key, LinkId, NeighbourKey, TunnelKey},
+    key::{BridgeRowKey, Key, LinkId},
     network::Network,
     object::{Address, Link, LinkKind},
     reads::ReadCause,
@@ -224,11 +224,7 @@ impl Network {
                 Key::Neighbour(key) => key.vni == vni && key.on_bridge == on_bridge && (flushed || key.ip.is_ipv6()),
                 _ => false,
             });
-            for key in self.tables.neighbours.observed_in(NeighbourKey::all_of(vni, on_bridge)) {
-                if flushed || key.ip.is_ipv6() {
-                    self.tables.neighbours.set_observed(&key, None, cause);
-                }
-            }
+            self.tables.neighbours.lose((vni, on_bridge), cause, |key| flushed || key.ip.is_ipv6());
         }
     }
 
@@ -244,9 +240,7 @@ impl Network {
         self.observe_routes(id, &[], ReadCause::Own);
         match id {
             LinkId::Vxlan(vni) => {
-                for key in self.tables.tunnels.observed_in(TunnelKey::all_of(*vni)) {
-                    self.tables.tunnels.set_observed(&key, None, cause);
-                }
+                self.tables.tunnels.lose(*vni, cause, |_| true);
                 self.lose_flood_list(*vni, cause);
                 self.tables.lose_neighbours(*vni, false, cause);
             }

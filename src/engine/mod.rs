@@ -8,10 +8,12 @@
 
 mod barriers;
 mod chains;
+mod compact;
 mod config;
 mod delta;
 mod device;
 mod drift;
+mod endpoints;
 mod episode;
 mod events;
 mod flood;
@@ -37,6 +39,7 @@ mod tables;
 mod time;
 mod update;
 mod view;
+mod walks;
 
 use crate::desired::Update;
 

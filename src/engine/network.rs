@@ -15,6 +15,7 @@ use super::{
     update::Desired,
     view::View,
 };
+use crate::model::stable_hash;
 
 /// What the engine wants done next.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,9 +92,11 @@ impl Network {
         if self.reads.resync_started.is_none() && self.reads.resync_at.is_some_and(|at| at <= now) {
             self.resync("periodic", now);
         }
-        if let Some((query, cause)) = self.next_query(now) {
-            self.reads.asked = Some((query.clone(), cause));
-            return Effect::Read(query);
+        for key in self.episodes.take_rested(now) {
+            self.tables.wake(&key);
+        }
+        if let Some(read) = self.next_query(now) {
+            return self.read(read);
         }
         // Reads that failed rest for a moment: until they are made nothing is judged, but what is known can be acted on.
         if self.reads.only_rows_left() {
@@ -102,7 +105,16 @@ impl Network {
         }
         self.sent = if self.reads.first_outstanding() { Vec::new() } else { self.plan(now).next() };
         if !self.sent.is_empty() {
+            self.reads.follow_inner();
             return Effect::Apply(self.sent.iter().map(|planned| planned.op.clone()).collect());
+        }
+        if self.reads.follow_inner()
+            && let Some(read) = self.next_query(now)
+        {
+            return self.read(read);
+        }
+        if let Some(slice) = self.next_slice(false, now) {
+            return self.read(slice);
         }
         self.finish_round(now);
         if self.is_gone() {
@@ -110,6 +122,11 @@ impl Network {
         }
         let due = [self.reads.resync_at, self.episodes.next_at(now), self.reads.next_look()];
         Effect::Rest(due.into_iter().flatten().min().unwrap_or(now + self.config.resync))
+    }
+
+    fn read(&mut self, (query, cause): (Query, ReadCause)) -> Effect {
+        self.reads.asked = Some((query.clone(), cause));
+        Effect::Read(query)
     }
 
     /// Nothing is desired, and nothing of ours is left.
@@ -142,7 +159,7 @@ impl Network {
         self.report.notes.push(Note::Resync { reason });
         self.reads.netns.get_or_insert(ReadCause::Foreign);
         if matches!(self.tables.netns, Netns::Ours(_)) {
-            self.reads.everything();
+            self.reads.everything(reason == "periodic");
             self.read_all_rules(ReadCause::Foreign);
             self.reads.barriers = self.config.home.is_host();
         }
@@ -168,7 +185,9 @@ impl Network {
             self.report.notes.push(Note::Resynced { took: now.since(started) });
             self.reads.resync_at = Some(now + self.config.resync);
         }
-        self.reads.resync_at.get_or_insert(now + self.config.resync);
+        // Networks that start together are read again one after the other.
+        let share = u32::try_from(stable_hash(self.config.name.as_str().as_bytes()) % 256).unwrap_or_default();
+        self.reads.resync_at.get_or_insert(now + self.config.resync / 4 + self.config.resync * 3 / 4 * share / 256);
         if self.in_sync() {
             self.report.applied_revision = self.report.revision;
             if let Some(since) = self.report.waiting_since.take() {

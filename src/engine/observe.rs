@@ -38,6 +38,9 @@ impl Network {
             (Query::Forwarding, Ok(Answer::Forwarding(seen))) => self.observe_forwarding(&seen, cause),
             (Query::Inner(_), Ok(Answer::Inner(state))) => self.observe_inner(state, cause, now),
             (Query::FdbDump(ifindex), Ok(Answer::Fdb(rows))) => self.observe_fdb_dump(ifindex, &rows, cause),
+            (Query::FdbNewest { ifindex, most }, Ok(Answer::Fdb(rows))) => {
+                self.observe_newest(ifindex, most, &rows, cause);
+            }
             (Query::FdbRows(points), Ok(Answer::Fdb(rows))) => self.observe_fdb_rows(&points, &rows, cause),
             (Query::NeighbourDump(ifindex), Ok(Answer::Neighbours(rows))) => {
                 self.observe_neighbour_dump(ifindex, &rows, cause);
@@ -63,13 +66,15 @@ impl Network {
                     && let Some(local) = self.locals.by_id.get_mut(&id)
                 {
                     local.unreadable = true;
-                    let retry = self.episodes.failed(&Key::Link(LinkId::Inner(id.clone())), failure, now);
+                    let retry = self.fail(&Key::Link(LinkId::Inner(id.clone())), failure, now);
                     self.reads.looks.insert(id, retry);
                 }
                 return;
             }
             // Rows of a link that is gone went with it: its absence has to be seen, and it is read first.
-            Query::FdbDump(ifindex) | Query::NeighbourDump(ifindex) => self.look_again(*ifindex),
+            Query::FdbDump(ifindex) | Query::FdbNewest { ifindex, .. } | Query::NeighbourDump(ifindex) => {
+                self.look_again(*ifindex);
+            }
             Query::FdbRows(points) => points.iter().for_each(|point| self.look_again(point.ifindex)),
             Query::NeighbourRows(points) => points.iter().for_each(|(ifindex, _)| self.look_again(*ifindex)),
             Query::Netns | Query::Links | Query::Link(_) | Query::Forwarding | Query::Barriers | Query::Rules(_) => {}
@@ -129,7 +134,7 @@ impl Network {
         let Home::Overlay(path) = &self.config.home else { return };
         let message = format!("{} is not a namespace of this instance", path.display());
         let failure = Failure::new(FailureKind::Exists, message);
-        self.episodes.failed(&Key::Netns, failure, now);
+        self.fail(&Key::Netns, failure, now);
     }
 
     /// The namespace is gone with all that was in it, the endpoints' ends of its veth pairs included.

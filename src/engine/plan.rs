@@ -24,6 +24,9 @@ use super::{
 /// At most so many operations are sent before events are looked at again (also the limit of one send).
 pub(super) const BATCH: usize = 256;
 
+/// So many links are removed before the rest is looked at again.
+const REMOVALS: usize = 1;
+
 /// An operation and what it is for.
 #[derive(Clone, Debug)]
 pub(super) struct Planned {
@@ -56,6 +59,7 @@ impl Plan<'_> {
         let phases = [
             Self::plan_netns,
             Self::plan_forwarding,
+            Self::plan_rows_of_standing_devices,
             Self::plan_link_removals,
             Self::plan_chains,
             Self::plan_links,
@@ -89,7 +93,7 @@ impl Plan<'_> {
     pub(super) fn planned(&self, key: Key, action: Action, cause: Cause, op: Op) -> Option<Planned> {
         let cause = if self.episodes.is_open(&key) { Cause::Repair } else { cause };
         let stays = action == Action::Delete && self.stays(&key, &op);
-        (!stays && !self.rests(&key)).then_some(Planned { op, key, action, cause })
+        (!stays && !self.rests(&key) && !self.reads.inner_unread(&key)).then_some(Planned { op, key, action, cause })
     }
 
     fn plan_netns(&self) -> Vec<Planned> {
@@ -145,7 +149,8 @@ impl Plan<'_> {
             }
         }
         removals.append(&mut bridges);
-        removals.truncate(BATCH);
+        // Each waits out grace periods of the kernel's, some 20 ms: rows that come meanwhile go between them.
+        removals.truncate(REMOVALS);
         removals
     }
 
@@ -316,6 +321,17 @@ impl Plan<'_> {
         removals
     }
 
+    /// The same of VXLAN devices that are as they should be: no removal of a link holds up what leads to other hosts.
+    fn plan_rows_of_standing_devices(&self) -> Vec<Planned> {
+        let half = BATCH / 2;
+        let stands = |id: &LinkId| !self.tables.links.differs(id);
+        if !self.tables.ours() {
+            return Vec::new();
+        }
+        let fdb = self.flood_ops(stands).chain(self.tunnel_ops(stands));
+        in_order(fdb.take(half), self.neighbour_ops(stands).take(half))
+    }
+
     /// FDB rows and neighbours, interleaved: rows allocate memory in a way that a long run of them starves. What is missing
     /// is made before what is too much goes.
     fn plan_rows(&self) -> Vec<Planned> {
@@ -323,23 +339,26 @@ impl Plan<'_> {
             return Vec::new();
         }
         let half = BATCH / 2;
-        let fdb = self.flood_ops().chain(self.tunnel_ops()).chain(self.bridge_row_ops());
-        let (fdb, neighbours): (Vec<_>, Vec<_>) = (fdb.take(half).collect(), self.neighbour_ops().take(half).collect());
-        let (puts, deletes) = interleave(fdb, neighbours).partition::<Vec<_>, _>(|p| p.action != Action::Delete);
-        if puts.is_empty() { deletes } else { puts.into_iter().chain(deletes).collect() }
+        let any = |_: &LinkId| true;
+        let fdb = self.flood_ops(any).chain(self.tunnel_ops(any)).chain(self.bridge_row_ops());
+        in_order(fdb.take(half), self.neighbour_ops(any).take(half))
     }
 
-    fn tunnel_ops(&self) -> impl Iterator<Item = Planned> {
-        self.tables.tunnels.differing().filter_map(move |key| {
-            let sides = self.tables.tunnels.get(key)?;
-            self.tables.links.desired_of(&LinkId::Vxlan(key.vni))?;
-            let ifindex = self.tables.links.observed_of(&LinkId::Vxlan(key.vni))?.ifindex;
+    fn tunnel_ops(&self, of: impl Fn(&LinkId) -> bool) -> impl Iterator<Item = Planned> {
+        let devices = self.tables.tunnels.ready().filter_map(move |(vni, keys)| {
+            let id = Some(LinkId::Vxlan(vni)).filter(&of)?;
+            self.tables.links.desired_of(&id)?;
+            Some((self.tables.links.observed_of(&id)?.ifindex, keys))
+        });
+        let keys = devices.flat_map(|(ifindex, keys)| keys.map(move |key| (ifindex, key)));
+        keys.filter_map(|(ifindex, key)| {
+            let sides = self.tables.tunnels.get(&key)?;
             let (action, op) = match (sides.desired, sides.observed) {
                 (Some(dst), None) => (Action::Add, Op::PutFdb { ifindex, mac: key.mac, dst }),
                 (Some(dst), Some(_)) => (Action::Replace, Op::PutFdb { ifindex, mac: key.mac, dst }),
                 (None, _) => (Action::Delete, Op::DeleteFdb { ifindex, mac: key.mac, dst: None }),
             };
-            self.planned(Key::Tunnel(*key), action, sides.cause, op)
+            self.planned(Key::Tunnel(key), action, sides.cause, op)
         })
     }
 
@@ -366,23 +385,34 @@ impl Plan<'_> {
         })
     }
 
-    fn neighbour_ops(&self) -> impl Iterator<Item = Planned> {
-        self.tables.neighbours.differing().filter_map(move |key| {
-            let sides = self.tables.neighbours.get(key)?;
-            let id = key.link();
+    fn neighbour_ops(&self, of: impl Fn(&LinkId) -> bool) -> impl Iterator<Item = Planned> {
+        let devices = self.tables.neighbours.ready().filter_map(move |((vni, on_bridge), keys)| {
+            let id = Some(if on_bridge { LinkId::Bridge(vni) } else { LinkId::Vxlan(vni) }).filter(&of)?;
             let mac = self.tables.links.desired_of(&id)?.mac;
             // Bringing the link up, or giving it its address, would flush what is set before.
             let right = |link: &&Link| link.up && link.mac == mac && !link.off.contains(&Setting::Arp);
             let link = self.tables.links.observed_of(&id).filter(right)?;
-            let (ifindex, ip) = (link.ifindex, key.ip);
+            Some((link.ifindex, keys))
+        });
+        let keys = devices.flat_map(|(ifindex, keys)| keys.map(move |key| (ifindex, key)));
+        keys.filter_map(|(ifindex, key)| {
+            let sides = self.tables.neighbours.get(&key)?;
+            let ip = key.ip;
             let (action, op) = match (sides.desired, sides.observed) {
                 (Some(mac), None) => (Action::Add, Op::PutNeighbour { ifindex, ip, mac }),
                 (Some(mac), Some(_)) => (Action::Replace, Op::PutNeighbour { ifindex, ip, mac }),
                 (None, _) => (Action::Delete, Op::DeleteNeighbour { ifindex, ip }),
             };
-            self.planned(Key::Neighbour(*key), action, sides.cause, op)
+            self.planned(Key::Neighbour(key), action, sides.cause, op)
         })
     }
+}
+
+/// Rows and neighbours by turns, what is missing before what is too much.
+fn in_order(fdb: impl Iterator<Item = Planned>, neighbours: impl Iterator<Item = Planned>) -> Vec<Planned> {
+    let (puts, deletes) =
+        interleave(fdb.collect(), neighbours.collect()).partition::<Vec<_>, _>(|p| p.action != Action::Delete);
+    if puts.is_empty() { deletes } else { puts.into_iter().chain(deletes).collect() }
 }
 
 fn interleave(a: Vec<Planned>, b: Vec<Planned>) -> impl Iterator<Item = Planned> {

@@ -14,6 +14,7 @@ use super::{
     report::Blocked,
     tables::Netns,
     time::Time,
+    walks::Walks,
 };
 use crate::{
     model::{EndpointId, nft::TableId, stable_hash},
@@ -30,7 +31,10 @@ const BARRIER_READS: u32 = 10;
 const BARRIER_WINDOW: Duration = Duration::from_secs(10);
 
 /// How many rows one query looks up: replies of so many fit a socket's receive buffer.
-const POINTS: usize = 256;
+pub(super) const POINTS: usize = 256;
+
+/// So many hints of changes in endpoints' namespaces are followed before what is known is acted on.
+const INNER_RUN: u32 = 4;
 
 /// Why something is read, which decides whether a difference that shows is somebody else's doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -67,8 +71,14 @@ pub(super) struct Reads {
     pub(super) doubted: BTreeSet<TunnelKey>,
     /// Namespaces whose path shows but that are not mounted yet, and when to look again.
     pub(super) looks: BTreeMap<EndpointId, Time>,
-    /// A full dump of all rows follows the links.
+    /// How many hints of changes in endpoints' namespaces were followed in a row.
+    inner_run: u32,
+    /// A full reading of all rows follows the links.
     pub(super) all_rows: Option<ReadCause>,
+    /// It has no other reason than that its time has come.
+    pub(super) at_leisure: bool,
+    /// Large tables, which are read row by row.
+    pub(super) walks: Walks,
     /// Reads that failed, each resting by itself.
     deferred: Vec<Deferred>,
     retries: BTreeMap<&'static str, Retry>,
@@ -99,31 +109,31 @@ impl Reads {
 
     /// Nothing is left to read.
     pub(super) fn is_empty(&self) -> bool {
-        self.all_asked() && self.deferred.is_empty()
+        self.all_asked_but_inner() && self.inner.is_empty() && self.walks.are_done() && self.deferred.is_empty()
     }
 
-    /// Whether the namespace that an object is in has to be looked at once more: a container that ended is no drift.
+    /// Whether the namespace that an object is in, or on whose account it stands, is to be read.
+    pub(super) fn inner_unread(&self, key: &Key) -> bool {
+        endpoint_of(key).is_some_and(|id| self.inner.contains_key(id))
+    }
+
+    /// The same, or it has to be looked at once more in a moment: a container that ended is no drift.
     pub(super) fn awaits_netns_of(&self, key: &Key) -> bool {
-        match key {
-            Key::Link(LinkId::Outer(id) | LinkId::Inner(id))
-            | Key::Address(LinkId::Inner(id), _)
-            | Key::Route(LinkId::Inner(id), _) => self.looks.contains_key(id),
-            _ => false,
-        }
+        endpoint_of(key).is_some_and(|id| self.inner.contains_key(id) || self.looks.contains_key(id))
     }
 
-    /// Nothing is left to read but rows that could not be read: what is known of all else can be judged.
+    /// Nothing is left to read but rows that could not be read, and endpoints' ends, of which each is judged by itself: what is known
+    /// of all else can be judged.
     pub(super) fn only_rows_left(&self) -> bool {
         let structure =
             |query: &Query| matches!(query, Query::Netns | Query::Links | Query::Link(_) | Query::Forwarding);
-        self.all_asked() && !self.deferred.iter().any(|deferred| structure(&deferred.query))
+        self.all_asked_but_inner() && !self.deferred.iter().any(|deferred| structure(&deferred.query))
     }
 
-    fn all_asked(&self) -> bool {
+    fn all_asked_but_inner(&self) -> bool {
         self.netns.is_none()
             && self.links.is_none()
             && self.link.is_empty()
-            && self.inner.is_empty()
             && self.forwarding.is_none()
             && !self.barriers
             && self.fdb_dumps.is_empty()
@@ -142,7 +152,7 @@ impl Reads {
         let deferred = self.deferred.iter().filter(|deferred| !rules(deferred)).map(|deferred| deferred.cause);
         let mut causes =
             [self.netns, self.links, self.forwarding, self.all_rows].into_iter().flatten().chain(dumps).chain(deferred);
-        causes.any(|cause| cause == ReadCause::First)
+        self.walks.first_outstanding() || causes.any(|cause| cause == ReadCause::First)
     }
 
     /// Puts a read off; the delay, which is none for the first failure in a row where that may have been a race.
@@ -179,6 +189,7 @@ impl Reads {
                 Query::Forwarding => self.forwarding = self.forwarding.max(Some(cause)),
                 Query::FdbDump(ifindex) => self.fdb_dump(ifindex, cause),
                 Query::NeighbourDump(ifindex) => self.neighbour_dump(ifindex, cause),
+                Query::FdbNewest { ifindex, most } => self.walks.read_newest(ifindex, cause, most),
                 Query::FdbRows(points) => self.fdb.extend(points),
                 Query::NeighbourRows(points) => self.neighbours.extend(points),
                 Query::Rules(table) => self.rules(table, cause),
@@ -199,8 +210,9 @@ impl Reads {
         })
     }
 
-    /// All of the overlay namespace is to be read again.
-    pub(super) fn everything(&mut self) {
+    /// All of the overlay namespace is to be read again, at leisure when there is no other reason than that its time has come.
+    pub(super) fn everything(&mut self, at_leisure: bool) {
+        self.at_leisure = at_leisure && (self.at_leisure || self.all_rows.is_none());
         self.links = self.links.max(Some(ReadCause::Foreign));
         self.all_rows = self.all_rows.max(Some(ReadCause::Foreign));
         self.forwarding = self.forwarding.max(Some(ReadCause::Foreign));
@@ -213,6 +225,28 @@ impl Reads {
         self.deferred.retain(|deferred| deferred.query == Query::Netns);
         let deferred = std::mem::take(&mut self.deferred);
         *self = Self { inner, looks, deferred, netns: self.netns, ..Self::default() };
+    }
+
+    /// Nothing is to be read of any rows.
+    fn forget_rows(&mut self) {
+        self.all_rows = None;
+        self.fdb_dumps.clear();
+        self.neighbour_dumps.clear();
+        self.fdb.clear();
+        self.neighbours.clear();
+        self.doubted.clear();
+        self.walks = Walks::default();
+        let rows = |query: &Query| {
+            matches!(
+                query,
+                Query::FdbDump(_)
+                    | Query::FdbNewest { .. }
+                    | Query::FdbRows(_)
+                    | Query::NeighbourDump(_)
+                    | Query::NeighbourRows(_)
+            )
+        };
+        self.deferred.retain(|deferred| !rows(&deferred.query));
     }
 
     /// A link is to be read.
@@ -253,10 +287,17 @@ impl Reads {
         raise(&mut self.rules, table, cause);
     }
 
+    /// What is known was acted on: hints of changes in endpoints' namespaces may be followed again. Whether there are any.
+    pub(super) fn follow_inner(&mut self) -> bool {
+        self.inner_run = 0;
+        !self.inner.is_empty()
+    }
+
     pub(super) fn next_look(&self) -> Option<Time> {
         self.looks
             .values()
             .copied()
+            .chain(self.walks.next_at())
             .chain(self.barriers_at)
             .chain(self.deferred.iter().map(|deferred| deferred.at))
             .min()
@@ -283,21 +324,24 @@ impl Network {
             return Some((Query::Netns, cause));
         }
         if matches!(self.tables.netns, Netns::Ours(_))
-            && let Some(query) = self.next_in_namespace()
+            && let Some(query) = self.next_in_namespace(now)
         {
             return Some(query);
         }
-        while let Some((id, cause)) = self.reads.inner.pop_first() {
+        while self.reads.inner_run < INNER_RUN
+            && let Some((id, cause)) = self.reads.inner.pop_first()
+        {
             if let Some(local) = self.locals.by_id.get(&id) {
                 let query = Query::Inner(self.inner_at(&id, local));
                 self.reads.asked_inner = Some(id);
+                self.reads.inner_run += u32::from(cause == ReadCause::Foreign);
                 return Some((query, cause));
             }
         }
         None
     }
 
-    fn next_in_namespace(&mut self) -> Option<(Query, ReadCause)> {
+    fn next_in_namespace(&mut self, now: Time) -> Option<(Query, ReadCause)> {
         if let Some(cause) = self.reads.links.take() {
             self.reads.link.clear();
             return Some((Query::Links, cause));
@@ -314,34 +358,31 @@ impl Network {
         if let Some((table, cause)) = self.reads.rules.pop_first() {
             return Some((Query::Rules(table), cause));
         }
+        if self.desired.spec.is_none() && !self.desired.removals_held && !self.config.home.is_host() {
+            // Whatever rows there are go with their devices.
+            self.reads.forget_rows();
+            return None;
+        }
         if let Some(cause) = self.reads.all_rows.take() {
-            for (ifindex, id) in &self.tables.by_index {
-                match id {
-                    LinkId::Vxlan(_) => {
-                        self.reads.fdb_dump(*ifindex, cause);
-                        self.reads.neighbour_dump(*ifindex, cause);
-                    }
-                    LinkId::Bridge(_) if self.config.home.is_host() => {}
-                    LinkId::Bridge(_) => {
-                        self.reads.neighbour_dump(*ifindex, cause);
-                    }
-                    LinkId::Outer(_) => {
-                        self.reads.fdb_dump(*ifindex, cause);
-                    }
-                    LinkId::Inner(_) | LinkId::Stray(_) => {}
-                }
-            }
+            self.read_rows_of_all(cause, now);
         }
         // What was to be read of a link that turned out to be gone went with it.
         let there = |ifindex: &u32| self.tables.by_index.contains_key(ifindex);
         self.reads.fdb_dumps.retain(|ifindex, _| there(ifindex));
         self.reads.neighbour_dumps.retain(|ifindex, _| there(ifindex));
-        if let Some((ifindex, cause)) = self.reads.fdb_dumps.pop_first() {
-            return Some((Query::FdbDump(ifindex), cause));
+        while let Some((ifindex, cause)) = self.reads.fdb_dumps.pop_first() {
+            match self.tables.by_index.get(&ifindex) {
+                Some(LinkId::Vxlan(vni)) if self.is_large(*vni) => self.reads.walks.start(ifindex, cause),
+                _ => return Some((Query::FdbDump(ifindex), cause)),
+            }
         }
         if let Some((ifindex, cause)) = self.reads.neighbour_dumps.pop_first() {
             return Some((Query::NeighbourDump(ifindex), cause));
         }
+        if let Some(slice) = self.next_slice(true, now) {
+            return Some(slice);
+        }
+        let there = |ifindex: &u32| self.tables.by_index.contains_key(ifindex);
         let points = take_some(&mut self.reads.fdb, |point| there(&point.ifindex));
         if !points.is_empty() {
             return Some((Query::FdbRows(points), ReadCause::Foreign));
@@ -351,6 +392,24 @@ impl Network {
             return Some((Query::NeighbourRows(points), ReadCause::Foreign));
         }
         None
+    }
+
+    /// Queues the rows of all links to be read.
+    fn read_rows_of_all(&mut self, cause: ReadCause, now: Time) {
+        let at_leisure = std::mem::take(&mut self.reads.at_leisure) && cause == ReadCause::Foreign;
+        for (ifindex, id) in self.tables.by_index.clone() {
+            match id {
+                LinkId::Vxlan(vni) if at_leisure && self.walk_at_leisure(ifindex, vni, now) => {}
+                LinkId::Vxlan(_) => {
+                    self.reads.fdb_dump(ifindex, cause);
+                    self.reads.neighbour_dump(ifindex, cause);
+                }
+                LinkId::Bridge(_) if self.config.home.is_host() => {}
+                LinkId::Bridge(_) => self.reads.neighbour_dump(ifindex, cause),
+                LinkId::Outer(_) => self.reads.fdb_dump(ifindex, cause),
+                LinkId::Inner(_) | LinkId::Stray(_) => {}
+            }
+        }
     }
 
     /// Where to look for the endpoint's end: by the index that the other end tells, else by its name.
@@ -372,6 +431,16 @@ impl Network {
     }
 }
 
+/// The endpoint on whose account an object stands in its namespace, or leads there.
+const fn endpoint_of(key: &Key) -> Option<&EndpointId> {
+    match key {
+        Key::Link(LinkId::Outer(id) | LinkId::Inner(id))
+        | Key::Address(LinkId::Inner(id), _)
+        | Key::Route(LinkId::Inner(id), _) => Some(id),
+        _ => None,
+    }
+}
+
 /// What a query reads, in words.
 const fn kind_of(query: &Query) -> &'static str {
     match query {
@@ -381,6 +450,7 @@ const fn kind_of(query: &Query) -> &'static str {
         Query::Inner(_) => "endpoint's interface",
         Query::Forwarding => "forwarding",
         Query::FdbDump(_) => "FDB",
+        Query::FdbNewest { .. } => "newest FDB rows",
         Query::FdbRows(_) => "FDB rows",
         Query::NeighbourDump(_) => "neighbour table",
         Query::NeighbourRows(_) => "neighbours",

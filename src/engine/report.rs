@@ -55,18 +55,29 @@ pub enum Note {
         /// What kind of object.
         kind: Kind,
     },
-    /// An operation was answered.
-    Op {
-        /// What kind of object.
+    /// Operations were acknowledged, so many of a kind.
+    Ops {
+        /// What kind of objects.
         kind: Kind,
-        /// What was done to it.
+        /// What was done to them.
         action: Action,
         /// Why.
         cause: Cause,
-        /// The failure's words; `None` when it was acknowledged.
-        failure: Option<String>,
-        /// Which one, for people; only with a failure.
-        object: Option<String>,
+        /// How many.
+        count: u64,
+    },
+    /// An operation failed.
+    OpFailed {
+        /// What kind of object.
+        kind: Kind,
+        /// What was to be done to it.
+        action: Action,
+        /// Why.
+        cause: Cause,
+        /// The failure's words.
+        failure: String,
+        /// Which one, for people.
+        object: String,
     },
     /// An object is rewritten again and again by somebody else: repairs of it are now spaced out.
     Damped {
@@ -138,8 +149,10 @@ pub struct Summary {
     pub applied_revision: i64,
     /// Desired and observed objects by kind.
     pub objects: BTreeMap<Kind, (u64, u64)>,
-    /// What cannot be made now.
+    /// What cannot be made now: the first [`Summary::MOST_BLOCKED`] of it.
     pub blocked: Vec<Blocked>,
+    /// How many objects cannot be made now, by kind and reason.
+    pub blocked_counts: BTreeMap<(Kind, &'static str), u64>,
     /// Open drift by kind.
     pub drifting: BTreeMap<Kind, u64>,
     /// Damped objects by kind.
@@ -148,4 +161,17 @@ pub struct Summary {
     pub held: u64,
     /// Local endpoints whose namespace is not there.
     pub waiting_endpoints: u64,
+}
+
+impl Summary {
+    /// So many blocked objects are named.
+    pub const MOST_BLOCKED: usize = 100;
+
+    /// Adds an object that cannot be made now.
+    pub(super) fn add_blocked(&mut self, blocked: Blocked) {
+        *self.blocked_counts.entry((blocked.kind, blocked.reason)).or_default() += 1;
+        if self.blocked.len() < Self::MOST_BLOCKED {
+            self.blocked.push(blocked);
+        }
+    }
 }

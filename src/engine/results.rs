@@ -1,9 +1,11 @@
 //! Results of operations: acknowledgements move the observed side, failures end in reading again and in a retry.
 
+use std::collections::BTreeMap;
+
 use super::{
     delta::Cause,
     interface::{Action, Failure, FailureKind, LinkRef, NewLink, Op, Place},
-    key::{Key, LinkId},
+    key::{Key, Kind, LinkId},
     network::Network,
     object::{Forwarding, RouteRow},
     plan::Planned,
@@ -23,22 +25,27 @@ impl Network {
     pub fn applied(&mut self, results: Vec<Result<(), Failure>>, now: Time) {
         let unanswered = || Err(Failure::new(FailureKind::Torn, "the kernel gave no answer to this operation"));
         let results = results.into_iter().chain(std::iter::repeat_with(unanswered));
+        let mut acknowledged: BTreeMap<(Kind, Action, Cause), u64> = BTreeMap::new();
         for (planned, result) in std::mem::take(&mut self.sent).into_iter().zip(results) {
             let gone = matches!(&result, Err(failure) if failure.kind == FailureKind::NotFound);
             let result = if gone && planned.action == Action::Delete { Ok(()) } else { result };
-            self.report.notes.push(Note::Op {
-                kind: planned.key.kind(),
-                action: planned.action,
-                cause: planned.cause,
-                failure: result.as_ref().err().map(|failure| failure.message.clone()),
-                object: result.is_err().then(|| planned.key.to_string()),
-            });
+            let (kind, action, cause) = (planned.key.kind(), planned.action, planned.cause);
+            match &result {
+                Ok(()) => *acknowledged.entry((kind, action, cause)).or_default() += 1,
+                Err(failure) => {
+                    let (failure, object) = (failure.message.clone(), planned.key.to_string());
+                    self.report.notes.push(Note::OpFailed { kind, action, cause, failure, object });
+                }
+            }
             self.may_move_its_bridge(&planned.op);
             match result {
                 Ok(()) => self.acknowledged(&planned, now),
                 Err(failure) => self.failed(&planned, failure, now),
             }
         }
+        let counted = acknowledged.into_iter();
+        let notes = counted.map(|((kind, action, cause), count)| Note::Ops { kind, action, cause, count });
+        self.report.notes.extend(notes);
     }
 
     /// A bridge may follow the MTU of a port that we set, join or remove (br_mtu_auto_adjust, net/bridge/br_if.c), also where the
@@ -81,7 +88,7 @@ impl Network {
             }
             (Op::PutFdb { dst, .. }, Key::Tunnel(key)) => {
                 let seen = TunnelSeen { dst: Some(*dst), plain: true };
-                self.tables.tunnel_rows_mut(key).set_observed(key, Some(seen), Cause::Change);
+                self.tables.set_tunnel_observed(key, Some(seen), Cause::Change);
             }
             (Op::DeleteFdb { dst: None, .. }, Key::Tunnel(key)) if key.dst.is_some() => {
                 for lost in self.lose_flood_list(key.vni, planned.cause) {
@@ -89,7 +96,7 @@ impl Network {
                 }
             }
             (Op::DeleteFdb { .. }, Key::Tunnel(key)) => {
-                self.tables.tunnel_rows_mut(key).set_observed(key, None, Cause::Change);
+                self.tables.set_tunnel_observed(key, None, Cause::Change);
             }
             (Op::PutBridgeRow { ifindex, .. }, Key::BridgeRow(key)) => {
                 let port = match self.tables.by_index.get(ifindex) {
@@ -156,7 +163,8 @@ impl Network {
 
     /// Confirms what operations of ours did to links and the namespace, once they were read.
     pub(super) fn confirm_writes(&mut self, now: Time) {
-        for key in self.episodes.take_confirmable() {
+        let reads = &self.reads;
+        for key in self.episodes.take_confirmable(|key| reads.inner_unread(key)) {
             if self.view().difference(&key).is_none() {
                 self.episodes.confirmed(&key);
                 self.repaired(&key, now);
@@ -166,7 +174,7 @@ impl Network {
             if self.episodes.count_idle_write(&key) > NORMAL_ROUNDS {
                 let failure =
                     Failure::new(FailureKind::Refused, "the kernel acknowledged, and it is still not as asked");
-                self.episodes.failed(&key, failure, now);
+                self.fail(&key, failure, now);
             }
         }
     }
@@ -193,12 +201,18 @@ impl Network {
         }
     }
 
+    /// Notes that an operation on an object, or a read of it, failed; when to try again.
+    pub(super) fn fail(&mut self, key: &Key, failure: Failure, now: Time) -> Time {
+        self.tables.rest(key);
+        self.episodes.failed(key, failure, now)
+    }
+
     /// Nothing is assumed about an object whose operation failed: it is read again, and tried again later.
     fn failed(&mut self, planned: &Planned, failure: Failure, now: Time) {
         if self.episodes.is_open(&planned.key) {
             self.report.notes.push(Note::RepairFailed { kind: planned.key.kind() });
         }
-        self.episodes.failed(&planned.key, failure, now);
+        self.fail(&planned.key, failure, now);
         self.episodes.wrote(planned.key.clone());
         match &planned.op {
             Op::CreateNetns | Op::DeleteNetns => self.reads.netns = Some(ReadCause::Own),

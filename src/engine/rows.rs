@@ -37,8 +37,8 @@ impl Network {
         };
         let shown: BTreeSet<TunnelKey> =
             rows.iter().filter(|row| !row.bridge).map(|row| tunnel_key(vni, row)).collect();
-        let known = self.tables.tunnels.observed_in(TunnelKey::all_of(vni));
-        let unseen = known.into_iter().filter(|key| !shown.contains(key));
+        let known = self.tables.tunnels.observed_in(vni);
+        let unseen = known.filter(|key| !shown.contains(key));
         self.reads.fdb.extend(unseen.map(|key| FdbPoint { ifindex, bridge: false, mac: key.mac }));
         self.observe_flood_list(ifindex, vni, &shown, cause);
     }
@@ -48,19 +48,23 @@ impl Network {
             self.saw_fdb_row(row, cause);
         }
         let mut links = BTreeSet::new();
+        let own: BTreeSet<(u32, Mac)> =
+            rows.iter().filter(|row| !row.bridge).map(|row| (row.ifindex, row.mac)).collect();
+        let of_bridge = rows.iter().filter(|row| row.bridge).filter_map(|row| self.bridge_row(row));
+        let of_bridge: BTreeSet<BridgeRowKey> = of_bridge.map(|(key, _)| key).collect();
         for point in points {
-            let found = |bridge: bool| {
-                rows.iter().any(|row| row.bridge == bridge && row.mac == point.mac && self.is_in(row, point))
-            };
             match self.tables.by_index.get(&point.ifindex) {
-                Some(LinkId::Vxlan(vni)) if !point.bridge && !found(false) => {
+                Some(LinkId::Vxlan(vni)) if !point.bridge && !own.contains(&(point.ifindex, point.mac)) => {
                     let key = TunnelKey { vni: *vni, mac: point.mac, dst: None };
                     if self.tables.tunnels.set_observed(&key, None, cause.into()) && cause == ReadCause::Foreign {
                         self.episodes.suspect(Key::Tunnel(key));
                     }
                 }
-                Some(LinkId::Bridge(vni)) if point.bridge && !found(true) => {
+                Some(LinkId::Bridge(vni)) if point.bridge => {
                     let key = BridgeRowKey { vni: *vni, mac: point.mac };
+                    if of_bridge.contains(&key) {
+                        continue;
+                    }
                     if self.tables.bridge_rows.set_observed(&key, None, cause.into()) && cause == ReadCause::Foreign {
                         self.episodes.suspect(Key::BridgeRow(key));
                     }
@@ -70,14 +74,6 @@ impl Network {
             links.insert(point.ifindex);
         }
         self.look_at_links_of_suspects(links);
-    }
-
-    /// Whether the row is of the table that was looked into: two segments may have the same MAC address.
-    fn is_in(&self, row: &FdbRow, point: &FdbPoint) -> bool {
-        match self.tables.by_index.get(&point.ifindex) {
-            Some(LinkId::Bridge(vni)) => self.bridge_row(row).is_some_and(|(key, _)| key.vni == *vni),
-            _ => row.ifindex == point.ifindex,
-        }
     }
 
     /// A row that is not as it was may have been lost with its link, whose own event may still be on its way.
@@ -102,11 +98,11 @@ impl Network {
             }
         } else if let Some(LinkId::Vxlan(vni)) = self.tables.by_index.get(&row.ifindex) {
             let key = tunnel_key(*vni, row);
-            if row.kernels_own && self.tables.tunnel_rows(&key).get(&key).is_none() {
+            if row.kernels_own && self.tables.tunnel(&key).is_none() {
                 return;
             }
             let seen = TunnelSeen { dst: row.dst, plain: row.plain };
-            if self.tables.tunnel_rows_mut(&key).set_observed(&key, Some(seen), cause.into()) && foreign {
+            if self.tables.set_tunnel_observed(&key, Some(seen), cause.into()) && foreign {
                 self.episodes.suspect(Key::Tunnel(key));
             }
         }
@@ -138,8 +134,8 @@ impl Network {
         }
         let Some((vni, on_bridge)) = self.neighbours_at(ifindex) else { return };
         let shown: BTreeSet<_> = rows.iter().map(|row| row.ip).collect();
-        let known = self.tables.neighbours.observed_in(NeighbourKey::all_of(vni, on_bridge));
-        let unseen = known.into_iter().filter(|key| !shown.contains(&key.ip));
+        let known = self.tables.neighbours.observed_in((vni, on_bridge));
+        let unseen = known.filter(|key| !shown.contains(&key.ip));
         self.reads.neighbours.extend(unseen.map(|key| (ifindex, key.ip)));
     }
 
@@ -148,9 +144,11 @@ impl Network {
             self.saw_neighbour(row, cause);
         }
         let mut links = BTreeSet::new();
+        let found: BTreeSet<(u32, IpAddr)> = rows.iter().map(|row| (row.ifindex, row.ip)).collect();
         for (ifindex, ip) in points {
-            let found = rows.iter().any(|row| row.ifindex == *ifindex && row.ip == *ip);
-            if !found && let Some((vni, on_bridge)) = self.neighbours_at(*ifindex) {
+            if !found.contains(&(*ifindex, *ip))
+                && let Some((vni, on_bridge)) = self.neighbours_at(*ifindex)
+            {
                 let key = NeighbourKey { vni, on_bridge, ip: *ip };
                 if self.tables.neighbours.set_observed(&key, None, cause.into()) && cause == ReadCause::Foreign {
                     self.episodes.suspect(Key::Neighbour(key));

@@ -32,18 +32,21 @@ impl Network {
             Kind::Netns,
             (netns(self.desired.spec.is_some()), netns(matches!(self.tables.netns, Netns::Ours(_)))),
         );
-        Summary {
+        let mut summary = Summary {
             in_sync: self.in_sync(),
             revision: self.report.revision,
             applied_revision: if self.in_sync() { self.report.revision } else { self.report.applied_revision },
             objects,
-            blocked: self.blocked(),
+            blocked: self.episodes.blocked().take(Summary::MOST_BLOCKED).collect(),
+            blocked_counts: self.episodes.blocked_counts(),
             drifting: self.episodes.open_by_kind(),
             damped: self.episodes.damped_by_kind(),
             held: if self.desired.removals_held { self.leftovers() } else { 0 },
             waiting_endpoints: self.locals.by_id.values().filter(|local| !local.wired() && !local.shadowed).count()
                 as u64,
-        }
+        };
+        self.blocked_otherwise().for_each(|blocked| summary.add_blocked(blocked));
+        summary
     }
 
     /// How many objects stand that nothing desires.
@@ -52,7 +55,8 @@ impl Network {
         (netns + self.tables.leftovers()) as u64
     }
 
-    fn blocked(&self) -> Vec<Blocked> {
+    /// What is blocked for other reasons than a failed operation.
+    fn blocked_otherwise(&self) -> impl Iterator<Item = Blocked> {
         let refused = self.locals.by_id.iter().filter_map(|(id, local)| match &local.status {
             InnerStatus::Refused(reason) => Some(Blocked {
                 object: LinkId::Inner(id.clone()).to_string(),
@@ -62,6 +66,6 @@ impl Network {
             }),
             _ => None,
         });
-        self.episodes.blocked().chain(self.reads.blocked()).chain(refused).chain(self.barred()).collect()
+        self.reads.blocked().chain(refused).chain(self.barred())
     }
 }

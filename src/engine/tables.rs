@@ -6,6 +6,7 @@ use ipnet::IpNet;
 
 use super::{
     chains::TableSeen,
+    compact::{Exact, Rows},
     delta::{Cause, Differences, Fits, Sides, Table},
     device::LinkWant,
     inner::on_link,
@@ -50,9 +51,21 @@ pub(super) struct NeighbourSeen {
     pub(super) ours: bool,
 }
 
+impl Exact<TunnelSeen> for IpAddr {
+    fn exact(self) -> TunnelSeen {
+        TunnelSeen { dst: Some(self), plain: true }
+    }
+}
+
+impl Exact<NeighbourSeen> for Mac {
+    fn exact(self) -> NeighbourSeen {
+        NeighbourSeen { mac: Some(self), permanent: true, ours: true }
+    }
+}
+
 impl Fits<TunnelSeen> for IpAddr {
     fn fits(&self, seen: &TunnelSeen) -> bool {
-        seen.plain && seen.dst == Some(*self)
+        *seen == self.exact()
     }
 }
 
@@ -64,7 +77,7 @@ impl Fits<BridgeRowSeen> for EndpointId {
 
 impl Fits<NeighbourSeen> for Mac {
     fn fits(&self, seen: &NeighbourSeen) -> bool {
-        seen.permanent && seen.ours && seen.mac == Some(*self)
+        *seen == self.exact()
     }
 }
 
@@ -88,11 +101,11 @@ pub(super) struct Tables {
     pub(super) routes: Table<(LinkId, IpNet), Route, RouteRow>,
     pub(super) forwarding: Table<Family, Forwarding>,
     /// Rows of VXLAN devices with one destination.
-    pub(super) tunnels: Table<TunnelKey, IpAddr, TunnelSeen>,
+    pub(super) tunnels: Rows<TunnelKey, IpAddr, TunnelSeen>,
     /// Rows of their flood lists.
     pub(super) flood_rows: Table<TunnelKey, IpAddr, TunnelSeen>,
     pub(super) bridge_rows: Table<BridgeRowKey, EndpointId, BridgeRowSeen>,
-    pub(super) neighbours: Table<NeighbourKey, Mac, NeighbourSeen>,
+    pub(super) neighbours: Rows<NeighbourKey, Mac, NeighbourSeen>,
     /// Tables of nftables, apart from their chains.
     pub(super) nft: Table<TableId, (), TableSeen>,
     pub(super) chains: Table<ChainId, Chain>,
@@ -109,10 +122,10 @@ impl Default for Tables {
             addresses: Table::default(),
             routes: Table::default(),
             forwarding: Table::default(),
-            tunnels: Table::default(),
+            tunnels: Rows::default(),
             flood_rows: Table::default(),
             bridge_rows: Table::default(),
-            neighbours: Table::default(),
+            neighbours: Rows::default(),
             nft: Table::default(),
             chains: Table::default(),
             barriers: Vec::new(),
@@ -173,9 +186,9 @@ impl Tables {
             Key::Address(id, net) => of(&self.addresses, &(id.clone(), *net)),
             Key::Route(id, dst) => of(&self.routes, &(id.clone(), *dst)),
             Key::Forwarding(family) => of(&self.forwarding, family),
-            Key::Tunnel(key) => of(self.tunnel_rows(key), key),
+            Key::Tunnel(key) => self.tunnel(key).as_ref().filter(|sides| !sides.agree()).and_then(reason_of),
             Key::BridgeRow(key) => of(&self.bridge_rows, key),
-            Key::Neighbour(key) => of(&self.neighbours, key),
+            Key::Neighbour(key) => self.neighbours.get(key).as_ref().filter(|sides| !sides.agree()).and_then(reason_of),
             Key::Rules(table) => of(&self.nft, table),
             Key::Chain(id) => of(&self.chains, id),
         }
@@ -198,13 +211,36 @@ impl Tables {
         agreed
     }
 
-    /// The table that a row of a VXLAN device is in.
-    pub(super) const fn tunnel_rows(&self, key: &TunnelKey) -> &Table<TunnelKey, IpAddr, TunnelSeen> {
-        if key.dst.is_some() { &self.flood_rows } else { &self.tunnels }
+    /// Both sides of a row of a VXLAN device.
+    pub(super) fn tunnel(&self, key: &TunnelKey) -> Option<Sides<IpAddr, TunnelSeen>> {
+        if key.dst.is_some() { self.flood_rows.get(key).cloned() } else { self.tunnels.get(key) }
     }
 
-    pub(super) const fn tunnel_rows_mut(&mut self, key: &TunnelKey) -> &mut Table<TunnelKey, IpAddr, TunnelSeen> {
-        if key.dst.is_some() { &mut self.flood_rows } else { &mut self.tunnels }
+    /// See [`Table::set_observed`].
+    pub(super) fn set_tunnel_observed(&mut self, key: &TunnelKey, seen: Option<TunnelSeen>, cause: Cause) -> bool {
+        if key.dst.is_some() {
+            self.flood_rows.set_observed(key, seen, cause)
+        } else {
+            self.tunnels.set_observed(key, seen, cause)
+        }
+    }
+
+    /// An object is left alone for a while: rows are not even looked at until then, since there may be many.
+    pub(super) fn rest(&mut self, key: &Key) {
+        match key {
+            Key::Tunnel(key) if key.dst.is_none() => self.tunnels.rest(key),
+            Key::Neighbour(key) => self.neighbours.rest(key),
+            _ => {}
+        }
+    }
+
+    /// An object may be tried again.
+    pub(super) fn wake(&mut self, key: &Key) {
+        match key {
+            Key::Tunnel(key) if key.dst.is_none() => self.tunnels.wake(key),
+            Key::Neighbour(key) => self.neighbours.wake(key),
+            _ => {}
+        }
     }
 
     /// Whether the namespace is there, and ours.
@@ -238,9 +274,7 @@ impl Tables {
 
     /// The neighbours of one of a segment's devices are gone.
     pub(super) fn lose_neighbours(&mut self, vni: Vni, on_bridge: bool, cause: Cause) {
-        for key in self.neighbours.observed_in(NeighbourKey::all_of(vni, on_bridge)) {
-            self.neighbours.set_observed(&key, None, cause);
-        }
+        self.neighbours.lose((vni, on_bridge), cause, |_| true);
     }
 
     /// The bridge drops the rows of a port that leaves it.

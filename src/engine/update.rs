@@ -12,6 +12,7 @@ use super::{
     config::Home,
     delta::Cause,
     device::LinkWant,
+    endpoints::Endpoints,
     interface::LinkRef,
     key::{BridgeRowKey, Key, LinkId, NeighbourKey, TunnelKey},
     local::{InnerStatus, Local},
@@ -48,7 +49,7 @@ pub(super) struct Desired {
     /// What nothing desires stays where it is.
     pub(super) removals_held: bool,
     pub(super) spec: Option<Arc<NetworkSpec>>,
-    pub(super) endpoints: BTreeMap<EndpointId, EndpointSpec>,
+    pub(super) endpoints: Endpoints,
     /// How many more endpoints than one a row of a VXLAN device leads to.
     pub(super) sharers: BTreeMap<TunnelKey, usize>,
     /// The VTEPs that endpoints of the network are behind, each with how many.
@@ -87,7 +88,7 @@ impl Network {
             self.set_spec(spec);
         }
         for (id, new) in update.endpoints {
-            if let Some(new) = new.filter(|_| !self.desired.endpoints.contains_key(&id)) {
+            if let Some(new) = new.filter(|_| !self.desired.endpoints.contains(&id)) {
                 if let EndpointSpec::Local(local) = &new {
                     self.remember_local(&id, local);
                 }
@@ -99,10 +100,10 @@ impl Network {
         self.refresh_flood(&moved);
         if spec_changed && self.desired.spec.is_none() {
             let gone = std::mem::take(&mut self.desired.endpoints);
-            for (id, old) in &gone {
-                self.count_vtep(old, false);
-                self.set_rows(id, old, false);
-                self.forget_local(id);
+            for (id, old) in gone.iter() {
+                self.count_vtep(&old, false);
+                self.set_rows(&id, &old, false);
+                self.forget_local(&id);
             }
         }
     }
@@ -140,6 +141,10 @@ impl Network {
         }
         self.want_forwarding();
         self.refresh_links();
+        if before.is_none() && self.tables.ours() {
+            // Of what nothing desired no rows were read.
+            self.reads.all_rows = Some(ReadCause::First);
+        }
         if self.unnumbered() && matches!(self.tables.netns, Netns::Ours(_)) {
             // Among leftovers that were held may be what is desired now, of whose rows nothing is known.
             let held = self.tables.by_index.values().any(|id| matches!(id, LinkId::Stray(_)));

@@ -240,6 +240,9 @@ impl Kernel for NetworkKernel {
             }
             Query::Inner(at) => queries::inner(self.overlay.as_mut(), &self.config.netns_roots, at),
             Query::FdbDump(ifindex) => self.overlay().and_then(|overlay| queries::fdb(&mut overlay.socket, *ifindex)),
+            Query::FdbNewest { ifindex, most } => self
+                .overlay()
+                .and_then(|overlay| queries::newest_fdb(overlay.netns.enter(RouteSocket::open)?, *ifindex, *most)),
             Query::FdbRows(points) => self.overlay().and_then(|overlay| queries::fdb_rows(&mut overlay.socket, points)),
             Query::NeighbourDump(ifindex) => {
                 self.overlay().and_then(|overlay| queries::neighbours(&mut overlay.socket, *ifindex))

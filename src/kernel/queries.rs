@@ -102,6 +102,31 @@ pub(super) fn fdb(socket: &mut RouteSocket, ifindex: u32) -> Result<Answer, Erro
     Ok(Answer::Fdb(rows))
 }
 
+/// The newest rows of a VXLAN device, `most` of them and what came in the same answer; all where a dump does not begin with the
+/// newest. The socket is given up: the rest of the dump is never asked for.
+pub(super) fn newest_fdb(mut socket: RouteSocket, ifindex: u32, most: usize) -> Result<Answer, Error> {
+    let mut rows = Vec::new();
+    let newest_first = dumps_newest_first();
+    socket.dump_while(encode::dump_fdb(ifindex), |_, body| {
+        match decode::row(body) {
+            Some(Row::Fdb(row)) if row.ifindex == ifindex && !row.bridge => rows.push(row),
+            _ => {}
+        }
+        !newest_first || rows.len() < most
+    })?;
+    Ok(Answer::Fdb(rows))
+}
+
+/// Whether a dump of a VXLAN device shows its newest row first: since Linux 6.16, where all rows are in one list to whose head
+/// new ones are added (vxlan_fdb_insert, drivers/net/vxlan/vxlan_core.c).
+fn dumps_newest_first() -> bool {
+    let Ok(name) = nix::sys::utsname::uname() else { return false };
+    let release = name.release().to_string_lossy().into_owned();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+    let (Some(Ok(major)), Some(Ok(minor))) = (numbers.next(), numbers.next()) else { return false };
+    (major, minor) >= (6, 16)
+}
+
 /// The neighbour entries of a link.
 pub(super) fn neighbours(socket: &mut RouteSocket, ifindex: u32) -> Result<Answer, Error> {
     let mut entries = Vec::new();

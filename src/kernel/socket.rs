@@ -118,6 +118,19 @@ impl<M: Protocol> RequestSocket<M> {
         message: impl NetlinkSerializable,
         mut each: impl FnMut(u16, &[u8]),
     ) -> Result<(), Error> {
+        self.dump_while(message, |kind, body| {
+            each(kind, body);
+            true
+        })
+        .map(drop)
+    }
+
+    /// The same, until `each` says that it is enough; whether the dump was complete.
+    pub(super) fn dump_while(
+        &mut self,
+        message: impl NetlinkSerializable,
+        mut each: impl FnMut(u16, &[u8]) -> bool,
+    ) -> Result<bool, Error> {
         self.drop_leftovers();
         let sequence = self.next_sequence();
         let mut bytes = Vec::new();
@@ -136,8 +149,13 @@ impl<M: Protocol> RequestSocket<M> {
                     (NLMSG_ERROR | NLMSG_DONE, Ok(())) if torn => {
                         return Err(Error::torn("the dump was interrupted by a change"));
                     }
-                    (NLMSG_ERROR | NLMSG_DONE, Ok(())) => return Ok(()),
-                    (kind, _) => each(kind, message.body),
+                    (NLMSG_ERROR | NLMSG_DONE, Ok(())) => return Ok(true),
+                    (kind, _) => {
+                        if !each(kind, message.body) {
+                            self.leftovers = true;
+                            return Ok(false);
+                        }
+                    }
                 }
             }
         }

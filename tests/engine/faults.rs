@@ -178,7 +178,7 @@ fn a_change_of_ours_is_no_repair() {
         lab.settle();
         let mut repairs: BTreeMap<Kind, usize> = BTreeMap::new();
         for note in &lab.notes {
-            if let Note::Op { kind, cause: Cause::Repair, .. } = note {
+            if let Note::Ops { kind, cause: Cause::Repair, .. } = note {
                 *repairs.entry(*kind).or_default() += 1;
             }
         }

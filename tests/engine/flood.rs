@@ -144,7 +144,7 @@ fn flooding_that_is_asked_for_or_given_up_makes_the_device_anew_and_is_no_drift(
         assert_eq!(deleted.len(), 1, "{deleted:?}");
         assert!(lab.kernel.log.iter().any(|op| matches!(op, Op::AddLink(NewLink::Vxlan { .. }))));
         assert_eq!(lab.drift(), []);
-        let repair = |note: &&Note| matches!(note, Note::Op { cause: Cause::Repair, .. });
+        let repair = |note: &&Note| matches!(note, Note::Ops { cause: Cause::Repair, .. });
         assert_eq!(lab.notes.iter().find(repair), None, "all of it is a change");
         lab.quiet();
     }

@@ -258,7 +258,18 @@ impl GatewayLab {
 fn engine(outside: &OutsideConfig, adopt: bool) -> Gateway {
     let home = Home::Host { bridge: outside.bridge.clone(), adopt };
     let (guards, tables) = (TableId::new(Family::Netdev, "vtepd-test"), vec![outside.table.clone()]);
-    Gateway::new(Config { name: Name::host(), home, group: GROUP, resync: MINUTE, guards, tables }, outside.clone())
+    Gateway::new(
+        Config {
+            name: Name::host(),
+            home,
+            group: GROUP,
+            resync: MINUTE,
+            dump_at_most: Config::DUMP_AT_MOST,
+            guards,
+            tables,
+        },
+        outside.clone(),
+    )
 }
 
 fn in_netns(netns: &str) -> EndpointSpec {

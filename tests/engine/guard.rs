@@ -278,6 +278,7 @@ fn with_table(table: &TableId) -> Network {
         home: Home::Overlay("/run/netns/vtepd-overlay-demo".into()),
         group: 0x76,
         resync: Duration::from_secs(60),
+        dump_at_most: Config::DUMP_AT_MOST,
         guards: guard_table(),
         tables: vec![table.clone()],
     })

@@ -78,11 +78,17 @@ pub fn demo() -> Update {
 
 /// An engine without memory.
 pub fn engine(resync: Duration) -> Network {
+    engine_of(resync, Config::DUMP_AT_MOST)
+}
+
+/// The same, to which more rows than so many are too many to be dumped.
+pub fn engine_of(resync: Duration, dump_at_most: usize) -> Network {
     Network::new(Config {
         name: "overlay-demo".parse().unwrap(),
         home: Home::Overlay("/run/netns/vtepd-overlay-demo".into()),
         group: 0x76,
         resync,
+        dump_at_most,
         guards: guard_table(),
         tables: Vec::new(),
     })

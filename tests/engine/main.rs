@@ -17,6 +17,7 @@ mod guard;
 mod host;
 #[allow(unreachable_pub, reason = "shared by the parts of this test")]
 mod lab;
+mod large;
 mod outside_hazards;
 mod routes;
 mod settings;

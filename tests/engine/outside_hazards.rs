@@ -36,7 +36,10 @@ fn engine(adopt: bool) -> Gateway {
     let home = Home::Host { bridge: BRIDGE.into(), adopt };
     let (guards, tables) = (TableId::new(Family::Netdev, "vtepd-test"), vec![config().table]);
     let resync = Duration::from_secs(60);
-    Gateway::new(Config { name: Name::host(), home, group: GROUP, resync, guards, tables }, config())
+    Gateway::new(
+        Config { name: Name::host(), home, group: GROUP, resync, dump_at_most: Config::DUMP_AT_MOST, guards, tables },
+        config(),
+    )
 }
 
 struct World {

@@ -237,3 +237,23 @@ fn ten_thousand_rows_are_timed() {
     inner(&mut kernel, inner_at("test1"));
     println!("look at an endpoint: {:?}", look.elapsed());
 }
+
+#[test]
+fn the_newest_rows_of_a_device_are_shown_first_and_the_rest_of_the_dump_is_in_nobodys_way() {
+    let (mut kernel, _, vxlan1) = datapath();
+    let nth = |n: u32| Mac::new([2, 0x42, 1, n.to_be_bytes()[1], n.to_be_bytes()[2], n.to_be_bytes()[3]]);
+    let put: Vec<Op> =
+        (0..3000).map(|n| Op::PutFdb { ifindex: vxlan1, mac: nth(n), dst: ip("192.168.205.11") }).collect();
+    do_all(&mut kernel, &put);
+    let newest = fdb(&mut kernel, &Query::FdbNewest { ifindex: vxlan1, most: 100 });
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split('.').map_while(|number| number.parse::<u32>().ok());
+    if (numbers.next(), numbers.next()) >= (Some(6), Some(16)) {
+        assert!((100..3000).contains(&newest.len()), "{}", newest.len());
+        assert!(newest.iter().zip((0..3000).rev()).all(|(row, n)| row.mac == nth(n)));
+    } else {
+        assert_eq!(newest.len(), 3000, "all are shown where the order says nothing");
+    }
+    assert!(fdb(&mut kernel, &Query::FdbDump(vxlan1)).len() >= 3000);
+    assert_eq!(fdb(&mut kernel, &Query::FdbNewest { ifindex: vxlan1, most: 5000 }).len(), 3000);
+}

@@ -48,7 +48,10 @@ fn engine() -> Gateway {
     let home = Home::Host { bridge: BRIDGE.into(), adopt: false };
     let (guards, tables) = (TableId::new(nft::Family::Netdev, "vtepd-test"), vec![outside().table]);
     let resync = Duration::from_secs(60);
-    Gateway::new(Config { name: Name::host(), home, group: GROUP, resync, guards, tables }, outside())
+    Gateway::new(
+        Config { name: Name::host(), home, group: GROUP, resync, dump_at_most: Config::DUMP_AT_MOST, guards, tables },
+        outside(),
+    )
 }
 
 fn default_route() -> Route {

@@ -95,7 +95,11 @@ impl Reporter {
             removals_held: totals.held,
             rejected: Listed::new(counts.rejected.values().sum(), rejected),
             conflicts: Listed::new(counts.conflicts, conflicts),
-            blocked: Listed::new(counts.blocked.values().sum::<usize>() + totals.blocked.len(), records.chain(objects)),
+            blocked: Listed::new(
+                counts.blocked.values().sum::<usize>()
+                    + usize::try_from(totals.blocked_counts.values().sum::<u64>()).unwrap_or(usize::MAX),
+                records.chain(objects),
+            ),
         }
     }
 }

@@ -32,6 +32,10 @@ impl SimKernel {
             }
             Query::Inner(at) => Answer::Inner(self.inner(at)),
             Query::FdbDump(ifindex) => Answer::Fdb(self.fdb_dump(*ifindex)?),
+            // All rows are at least so many of the newest.
+            Query::FdbNewest { ifindex, .. } => {
+                Answer::Fdb(self.fdb_dump(*ifindex)?.into_iter().filter(|row| !row.bridge).collect())
+            }
             Query::FdbRows(points) => Answer::Fdb(self.fdb_points(points)?),
             // A dump of a link that is not there is an empty one.
             Query::NeighbourDump(ifindex) if !self.opened()?.links.contains_key(ifindex) => {
