@@ -17,7 +17,7 @@ use tokio::{
 };
 use vtepd::{
     desired::{Source, Store, StoreConfig},
-    etcd::{Config, Etcd as Edge, Message, follow},
+    etcd::{Config, Etcd as Edge, Message, Relist, follow},
 };
 
 #[path = "support/etcd.rs"]
@@ -56,7 +56,7 @@ impl Node {
         for ((receiver, last), (source, _)) in self.heard.iter_mut().zip(SOURCES) {
             while *last < revision {
                 match timeout(LONG, receiver.recv()).await.expect("no message in time").expect("it goes on") {
-                    Message::Relist(_) => self.store.begin_listing(source),
+                    Message::Relist(reason) => self.store.begin_listing(source, reason == Relist::Audit),
                     Message::Page { page, .. } => drop(self.store.list(source, page.records, page.endpoints)),
                     Message::Snapshot { revision, .. } => {
                         self.store.listed(source, revision);

@@ -290,7 +290,7 @@ async fn an_audit_beside_a_running_watch_finds_nothing_when_all_is_right() {
             Message::Snapshot { revision, .. } => drop(store.snapshot(revision, heard.listed.clone())),
             Message::Changes { revision, changes, .. } => drop(store.changes(revision, changes)),
             Message::Audit { revision, touched } => {
-                store.begin_listing(Source::Native);
+                store.begin_listing(Source::Native, true);
                 store.list(Source::Native, heard.listed.clone(), true);
                 let audited = store.audited(Source::Native, revision, &touched);
                 assert_eq!((audited.differences, audited.updates.len()), (0, 0));

@@ -159,7 +159,7 @@ impl Host {
         for (source, records) in [(Source::Docker, docker), (Source::Native, native)] {
             let is_endpoint = |kv: &Kv| kv.key.starts_with(b"/d/endpoint/") || kv.key.starts_with(b"/p/endpoints/");
             let (endpoints, heads): (Vec<_>, Vec<_>) = records.into_iter().partition(is_endpoint);
-            self.store.begin_listing(source);
+            self.store.begin_listing(source, false);
             let updates = self.store.list(source, heads, false);
             self.give(updates, now);
             for some in endpoints.chunks(PAGE).chain([&[][..]]) {

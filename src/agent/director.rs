@@ -5,6 +5,7 @@ use std::{
     path::Path,
     sync::Arc,
     thread::JoinHandle,
+    time::{Duration, Instant},
 };
 
 use tracing::{info, warn};
@@ -23,7 +24,7 @@ use super::{
 use crate::{
     desired::{Conflict, Excess, Outside, Source, Store, Update},
     engine::Time,
-    etcd::Message,
+    etcd::{Message, Relist},
     kernel,
     model::Name,
     schema::Kv,
@@ -31,6 +32,9 @@ use crate::{
 
 /// So many records that are left out are named in the log; the metrics count all.
 const SAID: usize = 256;
+
+/// Between two passes over all that is not as it should be.
+const LOOKS: Duration = Duration::from_millis(100);
 
 /// So many lines a second about records.
 const LINES: u32 = 200;
@@ -59,6 +63,9 @@ pub(super) struct Director {
     /// Networks that were said to exceed the underlay.
     exceeding: BTreeSet<String>,
     pace: Pace,
+    /// Something may be to say about what is left out or exceeds the underlay, and when that was last said.
+    unsaid: bool,
+    said_at: Instant,
     /// Networks whose removals are held.
     held: BTreeSet<Name>,
 }
@@ -86,6 +93,8 @@ impl Director {
             said: BTreeSet::new(),
             exceeding: BTreeSet::new(),
             pace: Pace::new(LINES),
+            unsaid: true,
+            said_at: Instant::now(),
             held: BTreeSet::new(),
         }
     }
@@ -95,7 +104,7 @@ impl Director {
         match message {
             Message::Relist(reason) => {
                 self.pages.relist(reason.as_str());
-                self.store.begin_listing(source);
+                self.store.begin_listing(source, reason == Relist::Audit);
                 return Ok(());
             }
             Message::Page { page, .. } => {
@@ -158,10 +167,23 @@ impl Director {
                 warn!(%rejected, "rejected a record; its last good version stays in force");
             }
         }
+        self.name();
+        self.pages.heard(self.store.is_complete(), self.store.revision());
+        self.unsaid |= self.store.take_reportable();
+        if self.said_at.elapsed() > LOOKS {
+            self.say_what_stands();
+        }
+    }
+
+    /// Says what is not as it should be, if that may have changed. It passes over all of that, and so is not done for each change.
+    fn say_what_stands(&mut self) {
+        if !std::mem::take(&mut self.unsaid) {
+            return;
+        }
+        self.said_at = Instant::now();
         self.say_what_is_left_out();
         self.say_what_exceeds();
-        self.name();
-        self.pages.store(self.store.is_complete(), self.store.revision(), &self.store.counts());
+        self.pages.counted(&self.store.counts());
     }
 
     /// The underlay link and this node's VTEP address follow each other.
@@ -240,7 +262,7 @@ impl Director {
         let released = std::mem::replace(&mut self.held, held.into_keys().collect());
         let outside = self.outside.follow(&updates, &self.store.vxlan_ports()).map(|update| (Name::host(), update));
         for (name, update) in updates.into_iter().chain(outside) {
-            self.give(&name, &update, received)?;
+            self.give(&name, update, received)?;
         }
         for name in released.difference(&self.held) {
             if *name != Name::host() {
@@ -252,9 +274,12 @@ impl Director {
     }
 
     /// Gives a network its share; a network that comes to be here gets a thread.
-    fn give(&mut self, name: &Name, update: &Update, received: Time) -> Result<(), Error> {
-        let taken = self.running.get(name).is_some_and(|running| running.mailbox.update(update, received));
-        if !taken && matches!(update.spec, Some(Some(_))) {
+    fn give(&mut self, name: &Name, update: Update, received: Time) -> Result<(), Error> {
+        let left = match self.running.get(name) {
+            Some(running) => running.mailbox.update(update, received),
+            None => Some(update),
+        };
+        if let Some(update) = left.filter(|update| matches!(update.spec, Some(Some(_)))) {
             self.start(name)?.update(update, received);
         }
         if let Some(running) = self.running.get(name) {
@@ -282,7 +307,8 @@ impl Director {
             return Ok(());
         }
         self.shared.board.known();
-        let nothing = Update { revision: self.store.revision(), spec: Some(None), endpoints: Vec::new() };
+        let revision = self.store.revision();
+        let nothing = || Update { revision, spec: Some(None), endpoints: Vec::new() };
         for name in std::mem::take(&mut self.standing) {
             if self.store.is_told(&name) {
                 self.running.get(&name).into_iter().for_each(|running| running.mailbox.open());
@@ -291,12 +317,12 @@ impl Director {
             if !self.held.contains(&name) {
                 info!(network = %name, "nothing desires it any more; taking it down");
             }
-            self.give(&name, &nothing, self.shared.now())?;
+            self.give(&name, nothing(), self.shared.now())?;
             self.running.get(&name).into_iter().for_each(|running| running.mailbox.open());
         }
         // Of the host's own it is not known yet whether anything is left.
         if !self.running.contains_key(&Name::host()) {
-            self.start(&Name::host())?.update(&nothing, self.shared.now());
+            self.start(&Name::host())?.update(nothing(), self.shared.now());
         }
         Ok(())
     }
@@ -330,6 +356,7 @@ impl Director {
     /// Once a second: the loop turns, and so do the threads.
     pub(super) fn tick(&mut self) -> Result<(), Error> {
         self.pages.turned();
+        self.say_what_stands();
         self.pace.turn(say_suppressed);
         self.reporter.look(&self.store, &self.shared.board.totals());
         let ended = self.running.iter().filter(|(_, running)| running.thread.is_finished());

@@ -20,18 +20,73 @@ use crate::{
 /// More paths than this are not remembered one by one.
 const MOST_PATHS: usize = 1024;
 
+/// An update of so many endpoints stays as it is, …
+const LARGE: usize = 1024;
+/// … as long as there are no more updates than this.
+const MOST_UPDATES: usize = 32;
+
 /// Changes of one network's desired side, newest state of each object.
 #[derive(Debug)]
 struct Pending {
     revision: i64,
     received: Time,
     spec: Option<Option<Arc<NetworkSpec>>>,
-    endpoints: BTreeMap<EndpointId, Option<EndpointSpec>>,
+    endpoints: Endpoints,
+}
+
+/// Endpoints that changed.
+#[derive(Debug)]
+enum Endpoints {
+    /// Of one update, each once.
+    Listed(Vec<(EndpointId, Option<EndpointSpec>)>),
+    /// Of several updates.
+    Merged(BTreeMap<EndpointId, Option<EndpointSpec>>),
 }
 
 impl Pending {
+    fn new(update: Update, received: Time) -> Self {
+        let Update { revision, spec, endpoints } = update;
+        Self { revision, received, spec, endpoints: Endpoints::Listed(endpoints) }
+    }
+
+    fn into_update(self) -> (Update, Time) {
+        let endpoints = self.endpoints.into_vec();
+        (Update { revision: self.revision, spec: self.spec, endpoints }, self.received)
+    }
+
     fn stays(&self) -> bool {
         !matches!(self.spec, Some(None))
+    }
+
+    /// Whether a change after this one can become a part of it.
+    fn takes(&self, spec: &Option<Option<Arc<NetworkSpec>>>) -> bool {
+        spec.is_none() || (self.stays() && matches!(spec, Some(Some(_))))
+    }
+
+    fn is_large(&self) -> bool {
+        matches!(&self.endpoints, Endpoints::Listed(list) if list.len() >= LARGE)
+    }
+
+    /// Takes in a later change: what is newer replaces what is older, object by object.
+    fn merge(&mut self, later: Self) {
+        self.revision = later.revision;
+        self.spec = later.spec.or(self.spec.take());
+        let before = std::mem::replace(&mut self.endpoints, Endpoints::Listed(Vec::new()));
+        let mut merged = match before {
+            Endpoints::Merged(merged) => merged,
+            Endpoints::Listed(list) => list.into_iter().collect(),
+        };
+        merged.extend(later.endpoints.into_vec());
+        self.endpoints = Endpoints::Merged(merged);
+    }
+}
+
+impl Endpoints {
+    fn into_vec(self) -> Vec<(EndpointId, Option<EndpointSpec>)> {
+        match self {
+            Self::Listed(list) => list,
+            Self::Merged(merged) => merged.into_iter().collect(),
+        }
     }
 }
 
@@ -60,6 +115,33 @@ struct State {
     shut: bool,
     closed: bool,
     posted: u64,
+}
+
+impl State {
+    /// Large updates stay as they are, for the network is about to take them; small ones, and many, are merged.
+    fn put(&mut self, pending: Pending) {
+        let crowded = self.pending.len() >= MOST_UPDATES;
+        let alone =
+            |last: &Pending| !last.takes(&pending.spec) || (!crowded && (last.is_large() || pending.is_large()));
+        if self.pending.last().is_none_or(alone) {
+            self.pending.push(pending);
+            return;
+        }
+        if let Some(last) = self.pending.last_mut() {
+            last.merge(pending);
+        }
+        // Now as many as can be are one.
+        if crowded {
+            let mut merged: Vec<Pending> = Vec::new();
+            for pending in std::mem::take(&mut self.pending) {
+                match merged.last_mut() {
+                    Some(last) if last.takes(&pending.spec) => last.merge(pending),
+                    _ => merged.push(pending),
+                }
+            }
+            self.pending = merged;
+        }
+    }
 }
 
 /// A network's mailbox.
@@ -97,27 +179,18 @@ impl Mailbox {
         true
     }
 
-    /// Puts a change in. False when the thread has ended, because the network was gone, and nothing was put in.
-    pub(super) fn update(&self, update: &Update, received: Time) -> bool {
+    /// Puts a change in. Gives it back when the thread has ended, because the network was gone.
+    pub(super) fn update(&self, update: Update, received: Time) -> Option<Update> {
+        let mut update = Some(update);
         self.post(|state| {
-            let endpoints = update.endpoints.iter().cloned();
-            match state.pending.last_mut() {
-                // A change of a network that stays: what is newer replaces what is older, object by object.
-                Some(last) if update.spec.is_none() || (last.stays() && matches!(update.spec, Some(Some(_)))) => {
-                    last.revision = update.revision;
-                    last.endpoints.extend(endpoints);
-                    last.spec = update.spec.clone().or(last.spec.take());
-                }
-                _ => {
-                    let (revision, spec) = (update.revision, update.spec.clone());
-                    // A change of the whole that follows a drop, or replaces the same whole, makes what came before moot.
-                    if matches!(spec, Some(None)) {
-                        state.pending.clear();
-                    }
-                    state.pending.push(Pending { revision, received, spec, endpoints: endpoints.collect() });
-                }
+            let Some(pending) = update.take().map(|update| Pending::new(update, received)) else { return };
+            // A change of the whole that follows a drop, or replaces the same whole, makes what came before moot.
+            if !pending.stays() {
+                state.pending.clear();
             }
-        })
+            state.put(pending);
+        });
+        update
     }
 
     /// Says that a path below a namespace root changed.
@@ -163,10 +236,7 @@ impl Mailbox {
         while matches!((&self.waiter).read(&mut drained), Ok(n) if n > 0) {}
         let mut state = self.state();
         let pending = if state.shut { Vec::new() } else { std::mem::take(&mut state.pending) };
-        let updates = pending.into_iter().map(|pending| {
-            let Pending { revision, received, spec, endpoints } = pending;
-            (Update { revision, spec, endpoints: endpoints.into_iter().collect() }, received)
-        });
+        let updates = pending.into_iter().map(Pending::into_update);
         Work {
             updates: updates.collect(),
             paths: state.paths.replace(BTreeSet::new()),
@@ -213,12 +283,31 @@ mod tests {
     fn changes_of_one_endpoint_coalesce_to_the_newest() {
         let mailbox = Mailbox::new(false).unwrap();
         for revision in 1..100 {
-            mailbox.update(&update(revision, &[("a", revision % 2 == 0)], None), Time::default());
+            mailbox.update(update(revision, &[("a", revision % 2 == 0)], None), Time::default());
         }
         let work = mailbox.take();
         assert_eq!(work.updates.len(), 1);
         assert_eq!(work.updates[0].0, update(99, &[("a", false)], None));
         assert_eq!(mailbox.take().updates.len(), 0);
+    }
+
+    #[test]
+    fn large_updates_stay_as_they_are_until_there_are_many() {
+        let mailbox = Mailbox::new(false).unwrap();
+        let names: Vec<String> = (0..LARGE).map(|n| format!("e{n}")).collect();
+        let all = |there: bool| names.iter().map(|name| (name.as_str(), there)).collect::<Vec<_>>();
+        for revision in 1..=3 {
+            mailbox.update(update(revision, &all(true), None), Time::default());
+        }
+        let revisions: Vec<i64> = mailbox.take().updates.iter().map(|(update, _)| update.revision).collect();
+        assert_eq!(revisions, [1, 2, 3]);
+        for revision in 1..200 {
+            mailbox.update(update(revision, &all(revision % 2 == 0), None), Time::default());
+        }
+        let updates = mailbox.take().updates;
+        assert!(updates.len() <= MOST_UPDATES, "{}", updates.len());
+        let (last, _) = updates.last().unwrap();
+        assert_eq!((last.revision, last.endpoints.iter().any(|(_, spec)| spec.is_some())), (199, false));
     }
 
     #[test]
@@ -228,9 +317,9 @@ mod tests {
         let spec =
             NetworkSpec { name, segments: Vec::new(), spoof_guard: true, chains: std::collections::BTreeMap::new() };
         let spec = Arc::new(spec);
-        mailbox.update(&update(1, &[("a", true)], None), Time::default());
-        mailbox.update(&update(2, &[], Some(None)), Time::default());
-        mailbox.update(&update(3, &[("b", true)], Some(Some(spec.clone()))), Time::default());
+        mailbox.update(update(1, &[("a", true)], None), Time::default());
+        mailbox.update(update(2, &[], Some(None)), Time::default());
+        mailbox.update(update(3, &[("b", true)], Some(Some(spec.clone()))), Time::default());
         let revisions: Vec<i64> = mailbox.take().updates.iter().map(|(update, _)| update.revision).collect();
         assert_eq!(revisions, [2, 3]);
     }
@@ -238,10 +327,10 @@ mod tests {
     #[test]
     fn a_shut_box_gives_nothing_until_it_is_opened() {
         let mailbox = Mailbox::new(true).unwrap();
-        mailbox.update(&update(1, &[("a", true)], None), Time::default());
+        mailbox.update(update(1, &[("a", true)], None), Time::default());
         assert_eq!(mailbox.take().updates.len(), 0);
         assert!(!mailbox.close_if_empty(|| ()), "what is in it is not lost");
-        mailbox.update(&update(2, &[("b", true)], None), Time::default());
+        mailbox.update(update(2, &[("b", true)], None), Time::default());
         mailbox.open();
         assert_eq!(mailbox.take().updates[0].0, update(2, &[("a", true), ("b", true)], None));
     }
@@ -249,10 +338,10 @@ mod tests {
     #[test]
     fn a_closed_box_takes_nothing() {
         let mailbox = Mailbox::new(false).unwrap();
-        mailbox.update(&update(1, &[], None), Time::default());
+        mailbox.update(update(1, &[], None), Time::default());
         assert!(!mailbox.close_if_empty(|| ()));
         mailbox.take();
         assert!(mailbox.close_if_empty(|| ()));
-        assert!(!mailbox.update(&update(2, &[], None), Time::default()));
+        assert_eq!(mailbox.update(update(2, &[], None), Time::default()), Some(update(2, &[], None)));
     }
 }

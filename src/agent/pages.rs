@@ -74,8 +74,15 @@ impl AgentPages {
         self.metrics().last_audit.set(unix_now());
     }
 
-    /// Where the store-wide stage stands, and whether it knows all records.
-    pub(super) fn store(&self, complete: bool, revision: i64, counts: &Counts) {
+    /// How far the store-wide stage has heard, and whether it knows all records.
+    pub(super) fn heard(&self, complete: bool, revision: i64) {
+        let mut state = self.state();
+        state.revision = revision;
+        state.snapshot = complete;
+    }
+
+    /// What the store-wide stage counts.
+    pub(super) fn counted(&self, counts: &Counts) {
         let metrics = self.metrics();
         metrics.pending.set(as_gauge(counts.pending as u64));
         metrics.conflicts.set(as_gauge(counts.conflicts as u64));
@@ -91,8 +98,6 @@ impl AgentPages {
         }
         // Its links are made, but what it asks of them does not get across.
         state.blocked.insert(("link", "mtu"), as_gauge(counts.excesses as u64));
-        state.revision = revision;
-        state.snapshot = complete;
     }
 
     fn show(&self) {

@@ -156,6 +156,7 @@ impl Store {
             if wins || beyond {
                 self.losers.remove(&rank);
             } else {
+                self.reportable = true;
                 self.losers.insert(rank);
             }
             match &*key {
@@ -236,6 +237,7 @@ impl Store {
     /// Refuses a record because of what others say.
     fn refuse(&mut self, key: &Arc<Key>, mut rejected: Rejected) {
         rejected.key = self.whole_key(key);
+        self.reportable = true;
         if self.misfits.insert(Arc::clone(key), rejected.clone()).as_ref() != Some(&rejected) {
             self.batch.rejected.push(rejected);
         }
@@ -265,16 +267,18 @@ impl Store {
         while let Some(rank) = self.ends.next() {
             let key = Arc::clone(&rank.key);
             let Key::Endpoint { network, id } = &*key else { continue };
-            let endpoint = self.networks.get(network).and_then(|state| state.endpoints.get(id));
+            let Some(state) = self.networks.get(network) else { continue };
+            let (number, endpoint) = (state.number, state.endpoints.get(id));
             let Some(endpoint) = endpoint else { continue };
             let Some(vni) = endpoint.standing.vni() else { continue };
-            let claims = endpoint.held.value.claims(network, &id.node, vni);
-            let mac = endpoint.held.value.mac_claim(network, vni);
+            let claims = endpoint.held.value.claims(number, &id.node, vni);
+            let mac = endpoint.held.value.mac_claim(number, vni);
             self.touch_holders(&mac);
             if self.ends.decide(&rank, &claims, true) {
                 self.losers.remove(&rank);
                 self.set_standing(network, id, Standing::InForce(vni));
             } else {
+                self.reportable = true;
                 self.losers.insert(rank);
                 self.set_standing(network, id, Standing::Lost(vni));
             }
@@ -307,32 +311,39 @@ impl Store {
     }
 
     /// Changes how an endpoint stands, with all that is counted by it and claimed because of it.
-    pub(super) fn set_standing(&mut self, network: &Name, id: &EndpointId, now: Standing) {
+    pub(super) fn set_standing(&mut self, network: &Name, id: &EndpointId, mut now: Standing) {
         let before = self.networks.get(network).and_then(|state| state.endpoints.get(id));
         let Some(before) = before.map(|endpoint| endpoint.standing).filter(|before| *before != now) else { return };
         self.touch(network, id);
-        let endpoint = self.networks.get(network).and_then(|state| state.endpoints.get(id));
-        let mac = endpoint.zip(before.vni()).map(|(endpoint, vni)| endpoint.held.value.mac_claim(network, vni));
+        let Some(state) = self.networks.get(network) else { return };
+        let (number, endpoint) = (state.number, state.endpoints.get(id));
+        let mac = endpoint.zip(before.vni()).map(|(endpoint, vni)| endpoint.held.value.mac_claim(number, vni));
         mac.iter().for_each(|mac| self.touch_holders(mac));
         let here = self.is_here(network, &id.node);
         let Some(state) = self.networks.get_mut(network) else { return };
         let Some(endpoint) = state.endpoints.get_mut(id) else { return };
-        endpoint.standing = now;
         let rank = &endpoint.held.rank;
         if before.vni() != now.vni() {
             if let Some(vni) = before.vni() {
-                self.ends.leave(rank, &endpoint.held.value.claims(network, &id.node, vni));
+                self.ends.leave(rank, &endpoint.held.value.claims(number, &id.node, vni));
                 self.losers.remove(rank);
             }
             if let Some(vni) = now.vni() {
-                self.ends.enter(rank, &endpoint.held.value.claims(network, &id.node, vni));
+                let claims = endpoint.held.value.claims(number, &id.node, vni);
+                if self.ends.hold_if_free(rank, &claims) {
+                    now = Standing::InForce(vni);
+                } else {
+                    self.ends.enter(rank, &claims);
+                }
             }
         }
+        endpoint.standing = now;
         if before == Standing::Misfit {
             self.misfits.remove(&rank.key);
         }
         self.pending = self.pending + usize::from(now == Standing::Pending) - usize::from(before == Standing::Pending);
         if here {
+            self.reportable = true;
             state.local = state.local + usize::from(now.is_in_force()) - usize::from(before.is_in_force());
         }
         self.count_behind(network, id);
@@ -366,6 +377,7 @@ impl Store {
                 }
             }
             let told = update.spec.is_some();
+            self.reportable |= told;
             if told || !update.endpoints.is_empty() {
                 updates.insert(network.clone(), update);
             }

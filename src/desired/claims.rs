@@ -21,6 +21,9 @@ use crate::{
     schema::Key,
 };
 
+/// A network's number in this process's memory, for its name would cost more in every claim.
+pub(super) type NetworkNumber = u32;
+
 /// What one record holds and no other may.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Claim {
@@ -29,14 +32,14 @@ pub(super) enum Claim {
     /// A VTEP address, by a node.
     Vtep(IpAddr),
     /// An address on a network's segment, by an endpoint.
-    Ip(Name, Vni, IpAddr),
+    Ip(NetworkNumber, Vni, IpAddr),
     /// A MAC address on a network's segment, by an endpoint.
-    Mac(Name, Vni, Mac),
+    Mac(NetworkNumber, Vni, Mac),
     /// The same in one of Docker's networks: endpoints behind one VTEP may share it, for its row leads to that VTEP.
-    SharedMac(Name, Vni, Mac),
+    SharedMac(NetworkNumber, Vni, Mac),
     /// An interface of a node's network namespace, by an endpoint. The namespace of one of Docker's sandboxes stands without
     /// its node: its name is random, and native endpoints know their node by another name than Docker's do.
-    Interface(Option<Name>, Arc<Inner>),
+    Interface(Arc<(Option<Name>, Inner)>),
 }
 
 /// An interface in a network namespace.
@@ -53,14 +56,7 @@ pub(super) struct Rank {
     pub(super) key: Arc<Key>,
 }
 
-#[derive(Debug, Default)]
-struct Slot {
-    /// The oldest of those who hold it.
-    holder: Option<Rank>,
-    /// Nearly always nobody, which must cost nothing.
-    others: Option<Box<Others>>,
-}
-
+/// Who else than its holder claims what is contested.
 #[derive(Debug, Default)]
 struct Others {
     /// Those who hold it with the holder.
@@ -72,15 +68,32 @@ struct Others {
 /// Who claims what, who holds it, and who must be decided again.
 #[derive(Debug, Default)]
 pub(super) struct Claims {
-    slots: BTreeMap<Claim, Slot>,
+    /// The oldest of those who hold each claim.
+    holders: BTreeMap<Claim, Rank>,
+    /// The claims that others make as well. Nearly all are made by one record alone, which must cost nothing more.
+    contested: BTreeMap<Claim, Others>,
     queue: BTreeSet<Rank>,
 }
 
 impl Claims {
+    /// The record begins to claim these, which nobody else does: it holds them, and need not be decided. False, and nothing is
+    /// changed, where somebody does.
+    ///
+    /// An older one that comes later takes them over, as it would have from one that was decided in its turn.
+    pub(super) fn hold_if_free(&mut self, rank: &Rank, claims: &[Claim]) -> bool {
+        if claims.iter().any(|claim| self.holders.contains_key(claim) || self.contested.contains_key(claim)) {
+            return false;
+        }
+        for claim in claims {
+            self.holders.insert(claim.clone(), rank.clone());
+        }
+        true
+    }
+
     /// The record begins to claim these. It is to be decided.
     pub(super) fn enter(&mut self, rank: &Rank, claims: &[Claim]) {
         for claim in claims {
-            self.slots.entry(claim.clone()).or_default().line_up(rank.clone());
+            self.contested.entry(claim.clone()).or_default().waiting.insert(rank.clone());
         }
         self.queue.insert(rank.clone());
     }
@@ -88,14 +101,10 @@ impl Claims {
     /// The record claims these no more. Who waited behind it is to be decided.
     pub(super) fn leave(&mut self, rank: &Rank, claims: &[Claim]) {
         for claim in claims {
-            let Some(slot) = self.slots.get_mut(claim) else { continue };
-            slot.step_out(rank);
+            self.step_out(claim, rank);
             // Also who did not hold it may have been called to take it.
-            if slot.holder.is_none() {
-                slot.call_next(rank, &mut self.queue);
-            }
-            if slot.holder.is_none() && slot.others.is_none() {
-                self.slots.remove(claim);
+            if !self.holders.contains_key(claim) {
+                self.call_next(claim, rank);
             }
         }
         self.queue.remove(rank);
@@ -116,16 +125,14 @@ impl Claims {
     pub(super) fn decide(&mut self, rank: &Rank, claims: &[Claim], counts: bool) -> bool {
         let wins = counts && self.blocker(rank, claims).is_none();
         for claim in claims {
-            let Some(slot) = self.slots.get_mut(claim) else { continue };
+            self.step_out(claim, rank);
             if wins {
-                slot.step_out(rank);
-                slot.hold(claim, rank, &mut self.queue);
+                self.hold(claim, rank);
             } else {
-                slot.step_out(rank);
-                slot.line_up(rank.clone());
+                self.contested.entry(claim.clone()).or_default().waiting.insert(rank.clone());
                 // What nobody holds goes on down the line until somebody takes it.
-                if slot.holder.is_none() {
-                    slot.call_next(rank, &mut self.queue);
+                if !self.holders.contains_key(claim) {
+                    self.call_next(claim, rank);
                 }
             }
         }
@@ -135,59 +142,59 @@ impl Claims {
     /// The first of these claims that a record of lower rank holds, and that record.
     pub(super) fn blocker<'c>(&self, rank: &Rank, claims: &'c [Claim]) -> Option<(&'c Claim, &Rank)> {
         claims.iter().find_map(|claim| {
-            let holder = self.slots.get(claim)?.holder.as_ref()?;
+            let holder = self.holders.get(claim)?;
             (holder < rank && !claim.shared(holder, rank)).then_some((claim, holder))
         })
     }
 
     /// Those who hold the claim, oldest first.
     pub(super) fn holders(&self, claim: &Claim) -> impl Iterator<Item = &Rank> {
-        let slot = self.slots.get(claim);
-        let sharing = slot.and_then(|slot| slot.others.as_ref()).into_iter().flat_map(|others| &others.sharing);
-        slot.and_then(|slot| slot.holder.as_ref()).into_iter().chain(sharing)
-    }
-}
-
-impl Slot {
-    fn line_up(&mut self, rank: Rank) {
-        self.others.get_or_insert_default().waiting.insert(rank);
+        let sharing = self.contested.get(claim).into_iter().flat_map(|others| &others.sharing);
+        self.holders.get(claim).into_iter().chain(sharing)
     }
 
-    fn step_out(&mut self, rank: &Rank) {
-        self.holder.take_if(|holder| holder == rank);
-        let Some(others) = &mut self.others else { return };
+    fn step_out(&mut self, claim: &Claim, rank: &Rank) {
+        if self.holders.get(claim) == Some(rank) {
+            self.holders.remove(claim);
+        }
+        let Some(others) = self.contested.get_mut(claim) else { return };
         others.sharing.remove(rank);
         others.waiting.remove(rank);
-        // An emptied set keeps a node.
         if others.sharing.is_empty() && others.waiting.is_empty() {
-            self.others = None;
+            self.contested.remove(claim);
         }
     }
 
     /// Takes in a holder. Those who held it and do not agree are to be decided again; so are those who waited and do.
-    fn hold(&mut self, claim: &Claim, rank: &Rank, queue: &mut BTreeSet<Rank>) {
-        let before = self.holder.replace(rank.clone());
-        if before.is_none() && self.others.is_none() {
+    fn hold(&mut self, claim: &Claim, rank: &Rank) {
+        let before = self.holders.insert(claim.clone(), rank.clone());
+        if before.is_none() && !self.contested.contains_key(claim) {
             return;
         }
-        let others = self.others.get_or_insert_default();
+        let others = self.contested.entry(claim.clone()).or_default();
         others.sharing.extend(before);
         if others.sharing.first().is_some_and(|holder| claim.shared(holder, rank)) {
             others.sharing.insert(rank.clone());
-            self.holder = others.sharing.pop_first();
-            return;
+            if let Some(oldest) = others.sharing.pop_first() {
+                self.holders.insert(claim.clone(), oldest);
+            }
+        } else {
+            self.queue.extend(others.sharing.iter().cloned());
+            if matches!(claim, Claim::SharedMac(..)) {
+                let agrees = |waiting: &&Rank| claim.shared(waiting, rank);
+                self.queue.extend(others.waiting.range(rank..).filter(agrees).cloned());
+            }
+            others.waiting.append(&mut others.sharing);
         }
-        queue.extend(others.sharing.iter().cloned());
-        if matches!(claim, Claim::SharedMac(..)) {
-            queue.extend(others.waiting.range(rank..).filter(|waiting| claim.shared(waiting, rank)).cloned());
+        if others.sharing.is_empty() && others.waiting.is_empty() {
+            self.contested.remove(claim);
         }
-        others.waiting.append(&mut others.sharing);
     }
 
-    fn call_next(&self, rank: &Rank, queue: &mut BTreeSet<Rank>) {
-        let Some(others) = &self.others else { return };
+    fn call_next(&mut self, claim: &Claim, rank: &Rank) {
+        let Some(others) = self.contested.get(claim) else { return };
         let behind = |set: &BTreeSet<Rank>| set.range((Bound::Excluded(rank), Bound::Unbounded)).next().cloned();
-        queue.extend(behind(&others.sharing).into_iter().chain(behind(&others.waiting)).min());
+        self.queue.extend(behind(&others.sharing).into_iter().chain(behind(&others.waiting)).min());
     }
 }
 
@@ -233,16 +240,20 @@ impl fmt::Display for Claim {
             Self::Vtep(ip) => write!(f, "VTEP {ip}"),
             Self::Ip(_, vni, ip) => write!(f, "{ip} on VNI {vni}"),
             Self::Mac(_, vni, mac) | Self::SharedMac(_, vni, mac) => write!(f, "{mac} on VNI {vni}"),
-            Self::Interface(node, inner) => match &inner.netns {
-                Netns::Path(path) => {
-                    write!(f, "{} in {}", inner.ifname, path.display())?;
-                    node.iter().try_for_each(|node| write!(f, " on {node}"))
-                }
-                Netns::Host => {
-                    write!(f, "{} of the host", inner.ifname)?;
-                    node.iter().try_for_each(|node| write!(f, " {node}"))
-                }
-            },
+            Self::Interface(at) => {
+                let (node, Inner { netns, ifname }) = &**at;
+                let on = match netns {
+                    Netns::Path(path) => {
+                        write!(f, "{ifname} in {}", path.display())?;
+                        " on"
+                    }
+                    Netns::Host => {
+                        write!(f, "{ifname} of the host")?;
+                        ""
+                    }
+                };
+                node.iter().try_for_each(|node| write!(f, "{on} {node}"))
+            }
         }
     }
 }

@@ -22,6 +22,7 @@ impl Store {
             held.modified = new.modified;
             return false;
         }
+        self.reportable = true;
         // Whoever lives there may have to be told anew; what it is now is kept for comparison before it changes.
         self.touch_node(&node);
         self.batch.moved.insert(node.clone());
@@ -65,6 +66,7 @@ impl Store {
             }
             _ => false,
         };
+        self.reportable = true;
         self.batch.specs.insert(network.clone());
         if !same {
             self.touch_network(&network);
@@ -116,7 +118,15 @@ impl Store {
             state.endpoints.insert(Arc::clone(&new.rank.key));
         }
         if let Some(state) = self.networks.get_mut(&network) {
-            let over = state.quota.enter(&new.rank, self.limits.endpoints);
+            if state.number == 0 {
+                self.networks_numbered += 1;
+                state.number = self.networks_numbered;
+            }
+            let most = self.limits.endpoints;
+            if state.quota.is_idle() && state.endpoints.len() >= most {
+                state.endpoints.values().for_each(|other| drop(state.quota.enter(&other.held.rank, most)));
+            }
+            let over = if state.endpoints.len() < most { None } else { state.quota.enter(&new.rank, most) };
             self.batch.ends.extend(over.and_then(|over| endpoint_of(&over)));
             let state_of = EndpointState { held: new, standing: Standing::Pending, behind: None };
             state.endpoints.insert(id.clone(), state_of);
@@ -139,6 +149,7 @@ impl Store {
         let Some(state) = self.networks.get_mut(&network) else { return false };
         if let Some(gone) = state.endpoints.remove(id) {
             let next = state.quota.leave(&gone.held.rank);
+            state.quota.rest();
             self.batch.ends.extend(next.and_then(|next| endpoint_of(&next)));
             self.pending -= 1;
             self.endpoints -= 1;

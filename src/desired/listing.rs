@@ -22,13 +22,21 @@ use super::{
     Source, Update,
     store::{Audited, Store},
 };
-use crate::{model::Name, schema::Kv};
+use crate::{
+    model::{Name, stable_hash},
+    schema::Kv,
+};
 
 /// A listing of a layout under way.
 #[derive(Debug, Default)]
 pub(super) struct Listing {
-    /// The keys that were listed.
-    seen: BTreeSet<Vec<u8>>,
+    /// Nothing was known of the layout when it began: nothing can be missing from it.
+    fresh: bool,
+    /// It is an audit: a record that is known by the same revisions is the same. After a store was restored from a backup that
+    /// need not be so, but then its watch broke, and it is listed anew.
+    audit: bool,
+    /// The keys that were listed, by their hashes. Two keys of one hash, one in 2^64, would hide that the other is missing.
+    seen: Vec<u64>,
     /// Records that may not be as the store has them.
     records: Vec<Kv>,
     /// All but endpoints were listed.
@@ -38,9 +46,11 @@ pub(super) struct Listing {
 }
 
 impl Store {
-    /// A layout is about to be listed. What was listed of it before, and not to its end, is forgotten.
-    pub fn begin_listing(&mut self, source: Source) {
-        self.listings.insert(source, Listing::default());
+    /// A layout is about to be listed, perhaps beside a watch that goes on (`audit`). What was listed of it before, and not to
+    /// its end, is forgotten.
+    pub fn begin_listing(&mut self, source: Source, audit: bool) {
+        let fresh = !self.heard.contains_key(&source) && !self.listings.contains_key(&source);
+        self.listings.insert(source, Listing { fresh, audit, ..Listing::default() });
     }
 
     /// A part of the listing that began last. All other records come before the first that are `endpoints`.
@@ -49,13 +59,16 @@ impl Store {
         let first = !self.listed.contains(&source);
         listing.heads |= endpoints;
         for kv in records {
-            listing.seen.insert(kv.key.clone());
-            if self.matters(&kv.key) {
+            if !listing.fresh {
+                listing.seen.push(stable_hash(&kv.key));
+            }
+            // What agents say of themselves is not listed.
+            if source == Source::Native || self.matters(&kv.key) {
                 listing.newest = listing.newest.max(kv.mod_revision);
             }
             if first {
                 self.put(kv);
-            } else {
+            } else if !(listing.audit && self.known(&kv.key) == Some(kv.mod_revision)) {
                 listing.records.push(kv);
             }
         }
@@ -96,7 +109,7 @@ impl Store {
 
     /// Everything that stands below a layout's prefix at this revision, at once.
     pub fn snapshot_of(&mut self, source: Source, revision: i64, records: Vec<Kv>) -> BTreeMap<Name, Update> {
-        self.begin_listing(source);
+        self.begin_listing(source, false);
         let mut updates = self.list(source, records, false);
         for (name, update) in self.listed(source, revision) {
             updates.entry(name).or_default().follow(update);
@@ -119,7 +132,7 @@ impl Store {
 
     /// Takes over a listing, except for keys that are `touched` or known by a revision above `limit`. Returns how many
     /// records it changed.
-    fn take_over(&mut self, source: Source, listing: Listing, touched: &BTreeSet<Vec<u8>>, limit: i64) -> usize {
+    fn take_over(&mut self, source: Source, mut listing: Listing, touched: &BTreeSet<Vec<u8>>, limit: i64) -> usize {
         let mut changed = 0;
         for kv in listing.records {
             let newer = self.known(&kv.key).is_some_and(|known| known > limit);
@@ -127,9 +140,13 @@ impl Store {
                 changed += usize::from(self.put(kv));
             }
         }
-        for key in self.keys(source) {
+        if listing.fresh {
+            return changed;
+        }
+        listing.seen.sort_unstable();
+        for key in self.keys_but(source, |key| listing.seen.binary_search(&stable_hash(key)).is_ok()) {
             let newer = self.known(&key).is_some_and(|known| known > limit);
-            if !newer && !touched.contains(&key) && !listing.seen.contains(&key) {
+            if !newer && !touched.contains(&key) {
                 changed += usize::from(self.delete(&key));
             }
         }

@@ -47,6 +47,7 @@ impl Store {
     /// The underlay link has another MTU now, in bytes: networks that do not say theirs follow it.
     pub fn set_underlay_mtu(&mut self, mtu: u32) -> BTreeMap<Name, Update> {
         if std::mem::replace(&mut self.config.underlay_mtu, mtu) != mtu {
+            self.reportable = true;
             let following = self.networks.iter().filter(|(_, state)| state.local > 0);
             self.batch.specs.extend(following.map(|(name, _)| name.clone()));
         }
@@ -127,7 +128,7 @@ impl Store {
         }
         let inner = value.inner.as_ref()?;
         let no_host = inner.netns == Netns::Host && !self.config.host_endpoints;
-        if no_host || self.mac_is_taken(name, endpoint, vni) {
+        if no_host || self.mac_is_taken(state, endpoint, vni) {
             return None;
         }
         let network = &state.record.as_ref()?.value;
@@ -142,9 +143,9 @@ impl Store {
 
     /// Whether an older endpoint of this node, which the record shares its MAC address with, has it. A bridge passes frames for
     /// one MAC address to one port.
-    pub(super) fn mac_is_taken(&self, network: &Name, endpoint: &EndpointState, vni: Vni) -> bool {
+    pub(super) fn mac_is_taken(&self, network: &NetworkState, endpoint: &EndpointState, vni: Vni) -> bool {
         let value = &endpoint.held.value;
-        let oldest = || self.ends.holders(&value.mac_claim(network, vni)).next().cloned();
+        let oldest = || self.ends.holders(&value.mac_claim(network.number, vni)).next().cloned();
         value.shares_mac && oldest().is_some_and(|oldest| oldest != endpoint.held.rank)
     }
 }

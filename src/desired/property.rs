@@ -293,7 +293,7 @@ proptest! {
         }
         for (source, kvs) in layouts {
             let (endpoints, heads): (Vec<&Kv>, Vec<&Kv>) = kvs.into_iter().partition(is_endpoint);
-            store.begin_listing(source);
+            store.begin_listing(source, false);
             let heads = heads.chunks(page).map(|some| (some, false));
             let endpoints = endpoints.chunks(page).map(|some| (some, true)).chain([(&[][..], true)]);
             for (some, endpoints) in heads.chain(endpoints) {

@@ -37,6 +37,18 @@ impl Quota {
         Some(over)
     }
 
+    /// Whether it counts at all. Where there is room for all, nobody needs to know who is the oldest.
+    pub(super) fn is_idle(&self) -> bool {
+        self.within.is_empty() && self.beyond.is_empty()
+    }
+
+    /// Counts no more where all that are left do.
+    pub(super) fn rest(&mut self) {
+        if self.beyond.is_empty() {
+            self.within.clear();
+        }
+    }
+
     /// One less. Returns which counts from now on because of it.
     pub(super) fn leave(&mut self, rank: &Rank) -> Option<Rank> {
         if !self.within.remove(rank) {

@@ -3,13 +3,13 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
 };
 
 use super::{
     NetworkSpec,
-    claims::{Claim, Inner, Rank},
+    claims::{Claim, Inner, NetworkNumber, Rank},
     quota::Quota,
 };
 use crate::{
@@ -29,10 +29,12 @@ pub(super) struct Held<T> {
 /// A network that has a record, or endpoints that wait for one.
 #[derive(Debug, Default)]
 pub(super) struct NetworkState {
+    /// What its endpoints' claims call it.
+    pub(super) number: NetworkNumber,
     pub(super) record: Option<Held<Arc<Network>>>,
     pub(super) in_force: bool,
     pub(super) endpoints: BTreeMap<EndpointId, EndpointState>,
-    /// Which of them count.
+    /// Which of them count, where there are too many.
     pub(super) quota: Quota,
     /// How many of them are in force on this node.
     pub(super) local: usize,
@@ -110,7 +112,7 @@ pub(super) struct EndpointValue {
     pub(super) mac: Mac,
     /// Others behind the same VTEP may have the MAC address as well: an endpoint of Docker's.
     pub(super) shares_mac: bool,
-    pub(super) inner: Option<Arc<Inner>>,
+    pub(super) inner: Option<Box<Inner>>,
     /// What only few say, and only in Docker's layout.
     pub(super) join: Option<Box<Join>>,
 }
@@ -153,35 +155,38 @@ impl EndpointValue {
     pub(super) fn new(record: Endpoint) -> Self {
         let mac = record.effective_mac().unwrap_or(Mac::ZERO);
         let ifname = record.ifname;
-        let inner = record.netns.map(|netns| Arc::new(Inner { netns, ifname }));
+        let inner = record.netns.map(|netns| Box::new(Inner { netns, ifname }));
         Self { ip: record.ip.into(), mac, shares_mac: false, inner, join: None }
     }
 
     /// What it claims as an endpoint on this segment.
-    pub(super) fn claims(&self, network: &Name, node: &Name, vni: Vni) -> Vec<Claim> {
-        let ips = self.ip.iter().map(|ip| Claim::Ip(network.clone(), vni, *ip));
+    pub(super) fn claims(&self, network: NetworkNumber, node: &Name, vni: Vni) -> Vec<Claim> {
+        let ips = self.ip.iter().map(|ip| Claim::Ip(network, vni, *ip));
         let mac = self.mac_claim(network, vni);
         let inner = self.inner.as_ref().map(|inner| {
             let inner = one_name(inner);
             let node = if is_sandbox(&inner.netns) { None } else { Some(node.clone()) };
-            Claim::Interface(node, inner)
+            Claim::Interface(Arc::new((node, inner)))
         });
         ips.chain([mac]).chain(inner).collect()
     }
 
     /// What it claims of its MAC address.
-    pub(super) fn mac_claim(&self, network: &Name, vni: Vni) -> Claim {
+    pub(super) fn mac_claim(&self, network: NetworkNumber, vni: Vni) -> Claim {
         let claim = if self.shares_mac { Claim::SharedMac } else { Claim::Mac };
-        claim(network.clone(), vni, self.mac)
+        claim(network, vni, self.mac)
     }
 }
 
 /// `/var/run` is a link to `/run`: both names of a namespace are one claim.
-fn one_name(inner: &Arc<Inner>) -> Arc<Inner> {
-    let Netns::Path(path) = &inner.netns else { return Arc::clone(inner) };
-    let Ok(rest) = path.strip_prefix("/var/run") else { return Arc::clone(inner) };
-    let path: PathBuf = Path::new("/run").join(rest);
-    Arc::new(Inner { netns: Netns::Path(path), ifname: inner.ifname.clone() })
+fn one_name(inner: &Inner) -> Inner {
+    let mut one = inner.clone();
+    if let Netns::Path(path) = &mut one.netns
+        && let Ok(rest) = path.strip_prefix("/var/run")
+    {
+        *path = Path::new("/run").join(rest);
+    }
+    one
 }
 
 /// Whether the namespace is one of those that Docker names by the first twelve digits of a random identifier.

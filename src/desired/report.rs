@@ -115,6 +115,13 @@ impl Store {
         self.approvals.get(network).map(|held| held.value)
     }
 
+    /// Whether [`Store::counts`], [`Store::conflicts`], [`Store::blocked`] or [`Store::excesses`], which pass over all that is not
+    /// as it should be, may say something else than at the last call of this.
+    pub fn take_reportable(&mut self) -> bool {
+        let counts = (self.pending + self.docker.waiting(), self.losers.len(), self.misfits.len());
+        std::mem::take(&mut self.reportable) | (std::mem::replace(&mut self.reported, counts) != counts)
+    }
+
     /// Numbers for metrics and status.
     pub fn counts(&self) -> Counts {
         let mut counts = Counts {
@@ -164,6 +171,9 @@ impl Store {
     /// was good cannot be found, so that nobody can tell what stands on its word.
     pub fn held(&self) -> BTreeMap<Name, &Rejected> {
         let mut held = BTreeMap::new();
+        if self.lost == 0 {
+            return held;
+        }
         for (whole, bad) in self.bad.iter().filter(|(whole, bad)| bad.lost && !self.has_good_version(whole)) {
             let networks = match self.native_key(whole) {
                 Ok(Key::Network(network) | Key::Endpoint { network, .. }) => vec![network],
@@ -198,9 +208,10 @@ impl Store {
                 self.conflict(&self.heads, rank, &segment_claims(&held.value))
             }
             Key::Endpoint { network, id } => {
-                let endpoint = self.networks.get(network)?.endpoints.get(id)?;
+                let state = self.networks.get(network)?;
+                let endpoint = state.endpoints.get(id)?;
                 let vni = endpoint.standing.vni()?;
-                self.conflict(&self.ends, rank, &endpoint.held.value.claims(network, &id.node, vni))
+                self.conflict(&self.ends, rank, &endpoint.held.value.claims(state.number, &id.node, vni))
             }
             _ => None,
         })
@@ -219,13 +230,14 @@ impl Store {
         let own = own.filter_map(|node| self.nodes.get(&node)).flat_map(|state| &state.endpoints);
         let endpoints = own.filter_map(|key| {
             let Key::Endpoint { network, id } = &**key else { return None };
-            let endpoint = self.networks.get(network)?.endpoints.get(id)?;
+            let state = self.networks.get(network)?;
+            let endpoint = state.endpoints.get(id)?;
             let (Standing::InForce(vni), Some(inner)) = (endpoint.standing, &endpoint.held.value.inner) else {
                 return None;
             };
             let reason = if inner.netns == Netns::Host && !self.config.host_endpoints {
                 BlockedReason::Unsupported
-            } else if self.is_here(network, &id.node) && self.mac_is_taken(network, endpoint, vni) {
+            } else if self.is_here(network, &id.node) && self.mac_is_taken(state, endpoint, vni) {
                 BlockedReason::Mac
             } else {
                 return None;

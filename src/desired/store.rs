@@ -9,7 +9,7 @@ use std::{
 use super::{
     Update,
     batch::Batch,
-    claims::{Claims, Rank},
+    claims::{Claims, NetworkNumber, Rank},
     docker::{self, Docker},
     listing::Listing,
     quota::{Limits, Quota},
@@ -56,6 +56,8 @@ pub struct Store {
     /// This node's VTEP address as it was when endpoints were last told apart by it.
     pub(super) own_vtep: Option<IpAddr>,
     pub(super) networks: BTreeMap<Name, NetworkState>,
+    /// How many networks got a number, ever.
+    pub(super) networks_numbered: NetworkNumber,
     pub(super) nodes: BTreeMap<Name, NodeState>,
     /// Claims of networks and nodes: decided first, for endpoints depend on both.
     pub(super) heads: Claims,
@@ -78,6 +80,12 @@ pub struct Store {
     pub(super) docker: Docker,
     /// How many networks each UDP port is given by.
     pub(super) ports: BTreeMap<u16, usize>,
+    /// How many of the bad records are [`Bad::lost`].
+    pub(super) lost: usize,
+    /// There may be something else to report than at the last look.
+    pub(super) reportable: bool,
+    /// What was counted at the last look: pending, lost, refused.
+    pub(super) reported: (usize, usize, usize),
     /// What changes since the last update.
     pub(super) batch: Batch,
 }
@@ -130,6 +138,7 @@ impl Store {
             own_vtep: config.vtep,
             config,
             networks: BTreeMap::new(),
+            networks_numbered: 0,
             nodes: BTreeMap::new(),
             heads: Claims::default(),
             ends: Claims::default(),
@@ -142,6 +151,9 @@ impl Store {
             approvals: BTreeMap::new(),
             docker: Docker::default(),
             ports: BTreeMap::new(),
+            lost: 0,
+            reportable: true,
+            reported: (0, 0, 0),
             batch: Batch::default(),
         }
     }
@@ -215,16 +227,18 @@ impl Store {
     /// The good version that a bad record may have had before it cannot be found: etcd's history does not reach back so far.
     pub fn history_lost(&mut self, whole: &[u8]) {
         if let Some(bad) = self.bad.get_mut(whole) {
+            self.lost += usize::from(!bad.lost);
             bad.lost = true;
         }
     }
 
-    /// The whole keys of all that is known of a layout.
-    pub(super) fn keys(&self, source: Source) -> Vec<Vec<u8>> {
-        let bad = self.bad.keys().filter(|whole| self.source_of(whole) == source).cloned();
+    /// The whole keys of what is known of a layout, except for the `known` ones.
+    pub(super) fn keys_but(&self, source: Source, known: impl Fn(&[u8]) -> bool) -> Vec<Vec<u8>> {
+        let bad = self.bad.keys().filter(|whole| self.source_of(whole) == source && !known(whole)).cloned();
+        let unknown = |key: String| (!known(key.as_bytes())).then(|| key.into_bytes());
         if source == Source::Docker {
             let prefix = self.config.docker_prefix.as_deref().unwrap_or_default();
-            return self.docker.keys().map(|key| key.under(prefix).into_bytes()).chain(bad).collect();
+            return self.docker.keys().filter_map(|key| unknown(key.under(prefix))).chain(bad).collect();
         }
         let networks = || self.networks.iter().filter(|(name, _)| !self.is_docker(name)).map(|(_, network)| network);
         let endpoints = networks().flat_map(|n| n.endpoints.values().map(|e| &e.held.rank));
@@ -232,7 +246,7 @@ impl Store {
         let nodes = self.nodes.values().filter_map(|n| n.record.as_ref().map(|held| &held.rank));
         let others = self.identity.iter().map(|held| &held.rank).chain(self.approvals.values().map(|held| &held.rank));
         let ranks = nodes.chain(networks).chain(endpoints).chain(others);
-        let good = ranks.map(|rank| rank.key.under(&self.config.prefix).into_bytes());
+        let good = ranks.filter_map(|rank| unknown(rank.key.under(&self.config.prefix)));
         good.chain(bad).collect()
     }
 
@@ -279,7 +293,7 @@ impl Store {
         let fresh = held.is_some_and(|(create, _)| create != create_revision);
         match key.and_then(|key| Ok((decode(&key, &whole, &value)?, key))) {
             Ok((value, key)) => {
-                let was_bad = self.bad.remove(&whole).is_some();
+                let was_bad = self.forget_bad(&whole);
                 let rank = Rank { create_revision, key: Arc::new(key) };
                 self.take(rank, mod_revision, value, fresh) || was_bad
             }
@@ -292,10 +306,20 @@ impl Store {
         }
     }
 
+    /// The last version of the record is not bad any more. Returns whether it was.
+    pub(super) fn forget_bad(&mut self, whole: &[u8]) -> bool {
+        let Some(bad) = self.bad.remove(whole) else { return false };
+        self.lost -= usize::from(bad.lost);
+        self.reportable = true;
+        true
+    }
+
     /// Notes that a version is bad. Returns whether that is news.
     pub(super) fn reject(&mut self, whole: Vec<u8>, created: i64, modified: i64, rejected: Rejected) -> bool {
         let lost = self.bad.get(&whole).is_some_and(|before| before.lost && before.created == created);
+        self.reportable = true;
         let before = self.bad.insert(whole, Bad { created, modified, rejected: rejected.clone(), lost });
+        self.lost = self.lost + usize::from(lost) - usize::from(before.as_ref().is_some_and(|before| before.lost));
         let news = before.is_none_or(|before| before.modified != modified);
         if news {
             self.batch.rejected.push(rejected);
@@ -328,7 +352,7 @@ impl Store {
 
     /// The record is no more. Returns whether anything changed.
     pub(super) fn delete(&mut self, whole: &[u8]) -> bool {
-        let was_bad = self.bad.remove(whole).is_some();
+        let was_bad = self.forget_bad(whole);
         if self.source_of(whole) == Source::Docker {
             return self.docker_key(whole).is_some_and(|key| self.docker.delete(&key)) || was_bad;
         }

@@ -22,7 +22,7 @@ pub(super) fn audit(
     records: Vec<Kv>,
     touched: &BTreeSet<Vec<u8>>,
 ) -> Audited {
-    store.begin_listing(source);
+    store.begin_listing(source, true);
     assert!(store.list(source, records, true).is_empty());
     store.audited(source, revision, touched)
 }

@@ -40,6 +40,9 @@ impl<'de> Deserialize<'de> for Json {
     }
 }
 
+/// Up to so many fields are compared one by one.
+const FEW: usize = 16;
+
 struct JsonVisitor;
 
 impl<'de> Visitor<'de> for JsonVisitor {
@@ -83,9 +86,18 @@ impl<'de> Visitor<'de> for JsonVisitor {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Json, A::Error> {
         let mut fields: Vec<(String, Json)> = Vec::new();
+        // A record has few fields; what has many is looked through by a set.
         let mut names = std::collections::BTreeSet::new();
         while let Some((name, value)) = map.next_entry::<String, Json>()? {
-            if !names.insert(name.clone()) {
+            let twice = if fields.len() < FEW {
+                fields.iter().any(|(other, _)| *other == name)
+            } else {
+                if names.is_empty() {
+                    names.extend(fields.iter().map(|(name, _)| name.clone()));
+                }
+                !names.insert(name.clone())
+            };
+            if twice {
                 return Err(A::Error::custom(format_args!("field '{name}' stands twice")));
             }
             fields.push((name, value));

@@ -28,7 +28,7 @@ impl Store {
         };
         match decode(&key, &whole, &value) {
             Ok(value) => {
-                let was_bad = self.bad.remove(&whole).is_some();
+                let was_bad = self.forget_bad(&whole);
                 self.docker.put(&key, create_revision, mod_revision, value) || was_bad
             }
             Err(rejected) => {
@@ -56,6 +56,7 @@ impl Store {
     }
 
     fn make_network(&mut self, network: &Name) {
+        self.reportable = true;
         let Some(docs) = self.docker.networks.get(network) else { return };
         let held = docs.made().map(|(create_revision, modified, value)| {
             let key = Arc::new(Key::Network(network.clone()));
@@ -98,7 +99,7 @@ fn value_of(record: &docker::Endpoint, number: u32) -> Option<EndpointValue> {
     let netns = record.netns.clone().filter(|_| number < MOST_INTERFACES);
     let inner = netns.map(|netns| {
         let ifname = format!("{}{number}", record.prefix);
-        Arc::new(Inner { netns: Netns::Path(netns), ifname })
+        Box::new(Inner { netns: Netns::Path(netns), ifname })
     });
     let join = Join { routes: record.routes.clone().into(), no_gateway: record.no_gateway };
     let join = (join != Join::default()).then(|| Box::new(join));

@@ -156,6 +156,11 @@ impl Docker {
         })
     }
 
+    /// How many endpoints wait to be completed.
+    pub(super) const fn waiting(&self) -> usize {
+        self.waiting
+    }
+
     /// How many records wait for others, or to be completed.
     pub(super) fn pending(&self) -> usize {
         self.waiting + self.networks.values().filter(|docs| docs.waits()).count()

@@ -116,7 +116,7 @@ fn nothing_is_told_before_the_networks_of_both_layouts_were_listed() {
         let docker = vec![overlay('1', &subnet(0, 256), 2, 2), network('1', "demo", 2), here];
         let listing = |source| if source == Source::Native { native.clone() } else { docker.clone() };
         let second = if first == Source::Native { Source::Docker } else { Source::Native };
-        store.begin_listing(first);
+        store.begin_listing(first, false);
         assert!(store.list(first, listing(first), true).is_empty());
         assert!(store.listed(first, 5).is_empty());
         assert!(!store.is_complete());
