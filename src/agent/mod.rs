@@ -15,8 +15,10 @@ mod network;
 mod pace;
 mod pages;
 mod paths;
+mod planning;
 mod reading;
 mod recent;
+mod rehearsal;
 mod settings;
 mod status;
 mod takedown;
@@ -33,7 +35,8 @@ use self::{
     status::Reporter, underlay::Underlay,
 };
 pub use self::{
-    reading::read_store,
+    planning::{NetworkPlan, PlannedOp, plan, read_for_plan},
+    reading::{ReadStore, read_store},
     recent::{Episode, Outcome},
     settings::{Owner, Settings},
     status::{Blocked, Conflict, Lagging, Listed, Networks, NodeStatus, Rejection},

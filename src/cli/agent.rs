@@ -72,7 +72,13 @@ impl Arguments {
         rights::check().map_err(|error| format!("agent {error}"))
     }
 
-    fn settings(self) -> Result<Settings, String> {
+    /// Starts logging.
+    pub(super) fn start_log(&self) -> Result<(), String> {
+        self.log.start()
+    }
+
+    /// What is told, in the agent's terms.
+    pub(super) fn settings(self) -> Result<Settings, String> {
         let etcd = self.records.etcd()?;
         let node = match self.node {
             Some(node) => node,

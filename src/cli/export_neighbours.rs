@@ -63,7 +63,7 @@ fn commands(arguments: &Arguments) -> Result<String, String> {
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| format!("cannot start: {error}"))?;
-    let store = runtime.block_on(agent::read_store(&etcd, config)).map_err(|error| error.to_string())?;
+    let store = runtime.block_on(agent::read_store(&etcd, config)).map_err(|error| error.to_string())?.store;
     let shown = &arguments.network;
     let own = store.vtep().ok_or_else(|| "the node has no record with a VTEP address that is in force".to_owned())?;
     let network = store.network_shown_as(shown).ok_or_else(|| format!("there is no network {shown}"))?;

@@ -1,15 +1,18 @@
 //! The command line: one file per verb.
 
 mod agent;
+mod apply;
 mod checks;
 mod cleanup;
 pub mod demo;
 mod export_neighbours;
+mod files;
 mod fleet;
 mod journal;
 mod local;
 mod log;
 mod options;
+mod plan;
 mod progress;
 mod rights;
 mod status;
@@ -36,6 +39,8 @@ pub struct Cli {
 enum Verb {
     /// Run the agent of this host
     Agent(Box<agent::Arguments>),
+    /// Write records from files: judged, shown, in one transaction, waited for
+    Apply(Box<apply::Arguments>),
     /// Remove everything that this instance owns on this host
     Cleanup(cleanup::Arguments),
     /// Show it all on two private hosts: a ping across, a break and its repair
@@ -44,6 +49,8 @@ enum Verb {
     ExportNeighbours(Box<export_neighbours::Arguments>),
     /// Show the last drifts of this host and what became of them
     Journal(journal::Arguments),
+    /// Show what the agent of this host would do now, without doing it
+    Plan(Box<plan::Arguments>),
     /// Show how all nodes stand, as they said last
     Status(Box<status::Arguments>),
     /// Judge records before they are put
@@ -64,6 +71,8 @@ impl Verb {
     fn check(&self) -> Result<(), String> {
         match self {
             Self::Agent(arguments) => arguments.check(),
+            Self::Apply(arguments) => arguments.records.check(),
+            Self::Plan(arguments) => arguments.check(),
             Self::Cleanup(_) => rights::check().map_err(|error| format!("cleanup {error}")),
             Self::ExportNeighbours(arguments) => arguments.records.check(),
             Self::Validate(arguments) => arguments.check(),
@@ -85,6 +94,7 @@ pub fn main() -> ExitCode {
     }
     match verb {
         Verb::Agent(arguments) => agent::run(*arguments),
+        Verb::Apply(arguments) => apply::run(&arguments),
         Verb::Cleanup(arguments) => cleanup::run(&arguments),
         Verb::Demo(DemoArguments { keep }) => match std::env::current_exe() {
             Ok(vtepd) => demo::run(&demo::DemoOptions { keep, vtepd }),
@@ -92,6 +102,7 @@ pub fn main() -> ExitCode {
         },
         Verb::ExportNeighbours(arguments) => export_neighbours::run(&arguments),
         Verb::Journal(arguments) => journal::run(&arguments),
+        Verb::Plan(arguments) => plan::run(*arguments),
         Verb::Status(arguments) => status::run(&arguments),
         Verb::Wait(arguments) => wait::run(&arguments),
         Verb::Validate(arguments) => validate::run(&arguments),

@@ -150,6 +150,17 @@ pub fn validate(
     Ok(good)
 }
 
+/// Judges records by themselves, before they are put; each a whole key with its value.
+///
+/// # Errors
+/// All that is wrong with them, a line each.
+pub(super) fn judge_all<'r>(prefix: &str, records: impl Iterator<Item = (&'r str, &'r str)>) -> Result<(), String> {
+    let mut nodes = Nodes::default();
+    let judged = records.map(|(key, value)| judge(prefix, key.as_bytes(), value.as_bytes(), &mut nodes));
+    let wrong: Vec<String> = judged.filter_map(Result::err).map(|rejected| rejected.to_string()).collect();
+    if wrong.is_empty() { Ok(()) } else { Err(format!("nothing was written:\n  {}", wrong.join("\n  "))) }
+}
+
 fn unsupported(whole: &[u8], field: &str) -> Result<(), Rejected> {
     let message = "is not supported yet: the record would be blocked";
     Err(Rejected::new(whole, field, Reason::Unsupported, message))

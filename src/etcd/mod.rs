@@ -9,6 +9,7 @@ mod member;
 mod members;
 mod position;
 mod session;
+mod transact;
 mod write;
 
 pub use config::{Config, Tls, User};
@@ -19,3 +20,4 @@ pub use list::Page;
 pub use members::Etcd;
 pub use position::{Beat, Position};
 pub use session::{Message, Relist};
+pub use transact::{Write, Written};

@@ -20,18 +20,18 @@ fn command(lab: &Lab, host: &Host, arguments: &[&str]) -> std::process::Command 
     command
 }
 
-fn output(lab: &Lab, host: &Host, arguments: &[&str]) -> Output {
+pub(crate) fn output(lab: &Lab, host: &Host, arguments: &[&str]) -> Output {
     command(lab, host, arguments).output().unwrap()
 }
 
 /// The standard output of a verb that succeeds.
-fn said(lab: &Lab, host: &Host, arguments: &[&str]) -> String {
+pub(crate) fn said(lab: &Lab, host: &Host, arguments: &[&str]) -> String {
     let output = output(lab, host, arguments);
     assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
 
-fn json(lab: &Lab, host: &Host, arguments: &[&str]) -> Value {
+pub(crate) fn json(lab: &Lab, host: &Host, arguments: &[&str]) -> Value {
     serde_json::from_str(&said(lab, host, arguments)).unwrap()
 }
 

@@ -28,6 +28,7 @@ mod outside6;
 mod outside_open;
 mod outside_theft;
 mod outside_traffic;
+mod plan;
 mod random;
 mod repair;
 mod restart;
