@@ -12,9 +12,9 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 PREFIX ?= /usr/local
 DESTDIR ?=
 
-PROGRAMS := protoc etcd etcdctl ip bridge nft ping unshare tcpdump ovs-vswitchd ethtool python3
+PROGRAMS := protoc etcd etcdctl ip bridge nft ping unshare tcpdump ovs-vswitchd ethtool python3 prometheus promtool
 PACKAGES := protobuf-compiler libprotobuf-dev etcd-server etcd-client iproute2 nftables iputils-ping util-linux tcpdump \
-            openvswitch-switch ethtool python3
+            openvswitch-switch ethtool python3 prometheus
 PROTOS   := /usr/include/google/protobuf/descriptor.proto
 
 # Namespaces in which the tests find no network and no mount of the host: root's own, or those that a user may make (root in a

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use prometheus::{
     Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder, exponential_buckets,
+    Registry, TextEncoder, exponential_buckets, process_collector::ProcessCollector,
 };
 
 use crate::engine::{Action, Cause, DriftReason, Kind, Note};
@@ -100,8 +100,7 @@ impl Metrics {
         let build: GaugeVec =
             make.own(GaugeVec::new(Opts::new("vtepd_build_info", "The version that runs; always 1."), &["version"]))?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1.0);
-        make.time("process_start_time_seconds", "When the process started, in seconds since the epoch.")?
-            .set(unix_now());
+        make.0.register(Box::new(ProcessCollector::for_self()))?;
         let metrics = Self {
             in_sync: make.gauges(
                 "vtepd_in_sync",
