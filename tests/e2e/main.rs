@@ -29,6 +29,7 @@ mod outside_open;
 mod outside_theft;
 mod outside_traffic;
 mod plan;
+mod prometheus;
 mod random;
 mod repair;
 mod restart;
