@@ -197,6 +197,7 @@ fn kind_of(op: &Op) -> (Kind, [Action; 3]) {
         Op::AddLink(_) => (Kind::Link, ADD),
         Op::SetLink { .. } => (Kind::Link, REPLACE),
         Op::ReclaimVni { .. } | Op::DeleteLink { .. } => (Kind::Link, DELETE),
+        Op::RestoreRoutes { .. } => (Kind::Address, REPLACE),
         Op::AddAddress { .. } => (Kind::Address, ADD),
         Op::DeleteAddress { .. } => (Kind::Address, DELETE),
         Op::SetForwarding { .. } | Op::ReplaceRoute { .. } => (Kind::Route, REPLACE),

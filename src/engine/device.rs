@@ -37,6 +37,8 @@ pub enum KindWant {
     Bridge {
         /// Somebody else's is used as it is.
         adopt: bool,
+        /// It is the gateway bridge, from and to which the host forwards.
+        on_host: bool,
     },
     /// A VXLAN device without learning, with proxy unless it floods, a port of its segment's bridge.
     Vxlan {
@@ -107,7 +109,17 @@ impl LinkWant {
     /// Which of the link's settings are to be put right. In its own namespace an endpoint may queue and filter as it likes.
     pub fn off<'a>(&self, link: &'a Link) -> impl Iterator<Item = Setting> + 'a {
         let inner = matches!(self.kind, KindWant::Inner { .. });
-        link.off.iter().copied().filter(move |setting| !inner || setting.of() != Of::OwnLink)
+        let on_host = match self.kind {
+            KindWant::Bridge { on_host, .. } => on_host,
+            KindWant::Outer { isolated, .. } => isolated,
+            KindWant::Vxlan { .. } | KindWant::Inner { .. } => false,
+        };
+        link.off.iter().copied().filter(move |setting| match setting.of() {
+            Of::OwnLink => !inner,
+            Of::OverlayLink | Of::OverlayBridge => !inner && !on_host,
+            Of::HostBridge => on_host,
+            Of::Link | Of::Bridge | Of::Port | Of::Vxlan | Of::VxlanForGood => true,
+        })
     }
 
     fn kind_fits(&self, link: &Link) -> bool {
@@ -124,7 +136,7 @@ impl LinkWant {
 impl LinkWant {
     /// Whether the link is somebody else's bridge that is used as it is.
     pub(super) fn adopted(&self, link: &Link) -> bool {
-        matches!(self.kind, KindWant::Bridge { adopt: true }) && link.group != self.group
+        matches!(self.kind, KindWant::Bridge { adopt: true, .. }) && link.group != self.group
     }
 }
 
@@ -213,7 +225,7 @@ impl Network {
             mac: segment.gateway_mac,
             mtu: segment.mtu,
             group: self.config.group,
-            kind: KindWant::Bridge { adopt },
+            kind: KindWant::Bridge { adopt, on_host: self.config.home.is_host() },
         };
         self.want_link(&LinkId::Bridge(segment.vni), Some(bridge));
         let Some(tunnel) = segment.tunnel else { return };

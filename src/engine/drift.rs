@@ -4,7 +4,7 @@
 use super::{
     delta::{Fits, Sides},
     device::LinkWant,
-    key::{BridgeRowKey, Key, LinkId},
+    key::{BridgeRowKey, Family, Key, LinkId},
     network::Network,
     object::Link,
     report::Note,
@@ -58,10 +58,14 @@ impl View<'_> {
             Key::Netns | Key::Forwarding(_) | Key::Rules(_) => false,
             Key::Chain(id) => self.chain_lost(id),
             Key::Link(LinkId::Inner(id)) => self.link_missing(&LinkId::Outer(id.clone())),
-            Key::Link(LinkId::Bridge(vni)) => self.followed_a_port(*vni),
+            Key::Link(LinkId::Bridge(vni)) => self.followed_a_port(*vni) || self.followed_the_host(*vni),
             Key::Link(id) => self.tables.links.get(id).is_some_and(|sides| self.only_lost_its_bridge(id, sides)),
             Key::Address(id, net) => {
-                self.link_missing(id) || (net.addr().is_ipv6() && self.link_has(id, |link| !link.up || link.mtu < 1280))
+                let v6 = net.addr().is_ipv6();
+                self.link_missing(id)
+                    || self.link_has(id, |link| {
+                        v6 && (!link.up || link.mtu < 1280 || link.off.contains(&Setting::Ipv6Disabled))
+                    })
             }
             // Those of a link that is down go without a word, and IPv4's with the link's last address.
             Key::Route(id, dst) => {
@@ -82,7 +86,8 @@ impl View<'_> {
                 let mac = self.tables.links.desired_of(&id).map(|want| want.mac);
                 self.link_missing(&id)
                     || self.link_has(&id, |link| !link.up || Some(link.mac) != mac || link.off.contains(&Setting::Arp))
-                    || (key.ip.is_ipv6() && self.link_has(&id, |link| link.mtu < 1280))
+                    || (key.ip.is_ipv6()
+                        && self.link_has(&id, |link| link.mtu < 1280 || link.off.contains(&Setting::Ipv6Disabled)))
             }
         }
     }
@@ -93,6 +98,20 @@ impl View<'_> {
 
     fn link_has(&self, id: &LinkId, property: impl Fn(&Link) -> bool) -> bool {
         self.tables.links.observed_of(id).is_some_and(property)
+    }
+
+    /// Who stops the host from forwarding stops each of its links.
+    fn followed_the_host(&self, vni: Vni) -> bool {
+        let id = LinkId::Bridge(vni);
+        let (Some(want), Some(link)) = (self.tables.links.desired_of(&id), self.tables.links.observed_of(&id)) else {
+            return false;
+        };
+        let only = link.off.contains(&Setting::Forwarding) && {
+            let mut healed = link.clone();
+            healed.off.remove(&Setting::Forwarding);
+            Fits::fits(want, &healed)
+        };
+        only && self.tables.forwarding.differs(&Family::V4)
     }
 
     /// A bridge whose MTU was never set to another value than the kernel's own takes its ports' least (br_mtu_auto_adjust,

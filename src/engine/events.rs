@@ -30,7 +30,7 @@ impl Network {
                     self.reads.link(LinkRef::Index(link.ifindex), ReadCause::Foreign);
                 }
             }
-            Event::LinkGone(ifindex) | Event::Addresses(ifindex) => {
+            Event::LinkGone(ifindex) | Event::Addresses(ifindex) | Event::Routes(ifindex) => {
                 if self.tables.by_index.contains_key(&ifindex) {
                     self.reads.link(LinkRef::Index(ifindex), ReadCause::Foreign);
                 }

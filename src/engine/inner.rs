@@ -11,6 +11,8 @@ use super::{
     network::Network,
     object::{Address, InnerLink, InnerState, LinkKind},
     reads::ReadCause,
+    setting::Setting,
+    tables::AddressSeen,
     time::Time,
 };
 use crate::model::{EndpointId, Netns};
@@ -27,7 +29,8 @@ impl Network {
             let key = (id.clone(), address.net);
             if self.address_is_ours(id, address) {
                 seen.insert(key.clone());
-                self.saw_address(&key, Some(address.ours), cause);
+                let seen = AddressSeen { ours: address.ours, routed: address.routed };
+                self.saw_address(&key, Some(seen), cause);
             }
         }
         for key in known.iter().filter(|key| !seen.contains(key)) {
@@ -35,7 +38,7 @@ impl Network {
         }
     }
 
-    pub(super) fn saw_address(&mut self, key: &(LinkId, IpNet), observed: Option<bool>, cause: ReadCause) {
+    pub(super) fn saw_address(&mut self, key: &(LinkId, IpNet), observed: Option<AddressSeen>, cause: ReadCause) {
         let had_v4 = self.tables.has_v4_address(&key.0);
         if self.tables.addresses.set_observed(key, observed, cause.into()) && cause == ReadCause::Foreign {
             self.episodes.suspect(Key::Address(key.0.clone(), key.1));
@@ -154,6 +157,7 @@ impl Network {
                 if self.tables.links.set_observed(&inner, Some(link), cause.into()) && cause == ReadCause::Foreign {
                     self.episodes.suspect(Key::Link(inner.clone()));
                 }
+                self.yield_ipv6(id);
                 self.observe_addresses(&inner, &addresses, of_held);
                 self.observe_routes(&inner, &routes, of_held);
             }
@@ -161,6 +165,25 @@ impl Network {
                 self.suspect_link(&inner, cause);
                 self.observe_gone(&inner, cause.into());
             }
+        }
+    }
+
+    /// An endpoint's namespace may refuse IPv6 (Docker's usual): then its IPv6 addresses are not for it.
+    fn yield_ipv6(&mut self, id: &EndpointId) {
+        let inner = LinkId::Inner(id.clone());
+        let Some(local) = self.locals.by_id.get(id).filter(|local| local.wired()) else { return };
+        let Some(link) = self.tables.links.observed_of(&inner) else { return };
+        let refuses = link.off.contains(&Setting::Ipv6Disabled);
+        let netns = local.spec.netns.clone();
+        let v6: Vec<IpNet> = local.spec.addresses.iter().copied().filter(|net| net.addr().is_ipv6()).collect();
+        let mut changed = false;
+        for net in v6 {
+            let key = (inner.clone(), net);
+            changed |= self.tables.addresses.desired_of(&key).is_some() == refuses;
+            self.want_address(&key, (!refuses).then_some(()));
+        }
+        if changed {
+            self.refresh_routes(&netns);
         }
     }
 

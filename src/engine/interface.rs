@@ -120,6 +120,8 @@ pub enum Event {
     LinkGone(u32),
     /// The addresses of a link of the overlay namespace changed.
     Addresses(u32),
+    /// A route out of a link of the overlay namespace went away.
+    Routes(u32),
     /// Forwarding of this family was turned on or off, everywhere or for one link.
     Forwarding(Family, bool),
     /// A forwarding row was written.
@@ -270,6 +272,15 @@ pub enum Op {
     },
     /// Add an address without duplicate address detection, with its broadcast address and our `IFA_PROTO`.
     AddAddress {
+        /// Where the link is.
+        place: Place,
+        /// The link's index there.
+        ifindex: u32,
+        /// Address and prefix length.
+        net: IpNet,
+    },
+    /// Make the routes again that the kernel made with an address.
+    RestoreRoutes {
         /// Where the link is.
         place: Place,
         /// The link's index there.

@@ -4,8 +4,8 @@ use super::{
     config::{Config, Home},
     delta::Differences,
     episode::Episodes,
-    interface::{Op, Query},
-    key::Key,
+    interface::{LinkRef, Op, Query},
+    key::{Key, LinkId},
     local::Locals,
     plan::{Plan, Planned},
     reads::{ReadCause, Reads},
@@ -16,6 +16,9 @@ use super::{
     view::View,
 };
 use crate::model::stable_hash;
+
+/// How often in the time of a resync what no event tells of is looked at: by default every second.
+const POLLS: u32 = 60;
 
 /// What the engine wants done next.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,6 +98,7 @@ impl Network {
         for key in self.episodes.take_rested(now) {
             self.tables.wake(&key);
         }
+        self.poll(now);
         if let Some(read) = self.next_query(now) {
             return self.read(read);
         }
@@ -120,13 +124,25 @@ impl Network {
         if self.is_gone() {
             return Effect::Gone;
         }
-        let due = [self.reads.resync_at, self.episodes.next_at(now), self.reads.next_look()];
+        let due = [self.reads.resync_at, self.episodes.next_at(now), self.reads.next_look(), self.reads.poll_at];
         Effect::Rest(due.into_iter().flatten().min().unwrap_or(now + self.config.resync))
     }
 
     fn read(&mut self, (query, cause): (Query, ReadCause)) -> Effect {
         self.reads.asked = Some((query.clone(), cause));
         Effect::Read(query)
+    }
+
+    /// Looks again at devices with settings that change without a word: those below `/proc/sys/net`.
+    fn poll(&mut self, now: Time) {
+        // One at a time, like a resync.
+        if self.reads.poll_at.take_if(|at| *at <= now).is_none() {
+            return;
+        }
+        let polled = |id: &LinkId| matches!(id, LinkId::Bridge(_) | LinkId::Vxlan(_));
+        for (ifindex, _) in self.tables.by_index.iter().filter(|(_, id)| polled(id)) {
+            self.reads.link(LinkRef::Index(*ifindex), ReadCause::Foreign);
+        }
     }
 
     /// Nothing is desired, and nothing of ours is left.
@@ -188,6 +204,7 @@ impl Network {
         // Networks that start together are read again one after the other.
         let share = u32::try_from(stable_hash(self.config.name.as_str().as_bytes()) % 256).unwrap_or_default();
         self.reads.resync_at.get_or_insert(now + self.config.resync / 4 + self.config.resync * 3 / 4 * share / 256);
+        self.reads.poll_at.get_or_insert(now + self.config.resync / POLLS);
         if self.in_sync() {
             self.report.applied_revision = self.report.revision;
             if let Some(since) = self.report.waiting_since.take() {

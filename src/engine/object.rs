@@ -130,6 +130,9 @@ pub struct Address {
     pub net: IpNet,
     /// `IFA_PROTO` is ours.
     pub ours: bool,
+    /// The routes that the kernel makes with it stand: packets to it are taken in, those to its subnet leave by the link. Only said of
+    /// addresses of ours on a link that is up.
+    pub routed: bool,
 }
 
 /// A row of a forwarding database: of a VXLAN device (`NTF_SELF`) or of the bridge that a port belongs to (`NTF_MASTER`).

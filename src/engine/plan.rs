@@ -307,7 +307,11 @@ impl Plan<'_> {
             let Some(place) = self.locals.place_of(id) else { continue };
             let (ifindex, net) = (link.ifindex, *net);
             let key = Key::Address(id.clone(), net);
-            if sides.desired.is_some() {
+            if sides.desired.is_some() && sides.observed.is_some() {
+                // Those of a link that is down stand again when it comes up.
+                let op = Op::RestoreRoutes { place, ifindex, net };
+                planned.extend(self.planned(key, Action::Replace, sides.cause, op).filter(|_| link.up));
+            } else if sides.desired.is_some() {
                 let op = Op::AddAddress { place, ifindex, net };
                 planned.extend(self.planned(key, Action::Add, sides.cause, op));
             } else if self.tables.links.desired_of(id).is_some() || self.config.adopts(link) {

@@ -55,6 +55,8 @@ pub(super) struct Reads {
     pub(super) link: BTreeMap<LinkRef, ReadCause>,
     pub(super) inner: BTreeMap<EndpointId, ReadCause>,
     pub(super) forwarding: Option<ReadCause>,
+    /// When to look again at what no event tells of.
+    pub(super) poll_at: Option<Time>,
     /// Somebody else's chains at the forward hook.
     pub(super) barriers: bool,
     /// How often they were to be read since when.

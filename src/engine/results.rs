@@ -11,7 +11,7 @@ use super::{
     plan::Planned,
     reads::ReadCause,
     report::Note,
-    tables::{BridgeRowSeen, NeighbourSeen, TunnelSeen},
+    tables::{AddressSeen, BridgeRowSeen, NeighbourSeen, TunnelSeen},
     time::Time,
 };
 
@@ -70,7 +70,7 @@ impl Network {
                 self.link_written(id, &planned.op, planned.cause)
             }
             (Op::AddAddress { .. }, Key::Address(id, net)) => {
-                self.saw_address(&(id.clone(), *net), Some(true), ReadCause::Own);
+                self.saw_address(&(id.clone(), *net), Some(AddressSeen { ours: true, routed: true }), ReadCause::Own);
             }
             (Op::DeleteAddress { .. }, Key::Address(id, net)) => {
                 self.saw_address(&(id.clone(), *net), None, ReadCause::Own);
@@ -128,6 +128,15 @@ impl Network {
             return;
         }
         if matches!(planned.op, Op::ReclaimVni { .. }) {
+            return;
+        }
+        // Whether packets find their way shows when it is read.
+        if let (Op::RestoreRoutes { ifindex, .. }, Key::Address(id, _)) = (&planned.op, &planned.key) {
+            match id {
+                LinkId::Inner(endpoint) => self.reads.inner(endpoint.clone(), ReadCause::Own),
+                _ => self.reads.link(LinkRef::Index(*ifindex), ReadCause::Own),
+            }
+            self.episodes.await_read(planned.key.clone());
             return;
         }
         // What is left to the destination shows when it is read.
@@ -243,7 +252,9 @@ impl Network {
                     self.reads.inner(endpoint.clone(), ReadCause::Foreign);
                 }
             }
-            Op::AddAddress { place, ifindex, .. } | Op::DeleteAddress { place, ifindex, .. } => match &planned.key {
+            Op::AddAddress { place, ifindex, .. }
+            | Op::RestoreRoutes { place, ifindex, .. }
+            | Op::DeleteAddress { place, ifindex, .. } => match &planned.key {
                 Key::Address(id @ LinkId::Inner(endpoint), _) => {
                     if matches!(planned.op, Op::DeleteAddress { .. }) {
                         self.address_taken(id);

@@ -53,7 +53,10 @@ impl Network {
         let mut wanted: BTreeMap<EndpointId, Vec<Route>> = BTreeMap::new();
         for id in here {
             let routes = wired(&id).into_iter().flat_map(|spec| &spec.routes);
-            let routes = routes.filter(|route| !self.yields(&id, route) && taken.insert(route.dst)).copied().collect();
+            let inner = LinkId::Inner(id.clone());
+            let refused = |route: &Route| route.dst.addr().is_ipv6() && self.view().refuses_ipv6(&inner);
+            let routes = routes.filter(|route| !self.yields(&id, route) && !refused(route));
+            let routes = routes.filter(|route| taken.insert(route.dst)).copied().collect();
             wanted.insert(id, routes);
         }
         for (id, routes) in wanted {
@@ -221,7 +224,7 @@ impl Plan<'_> {
             let sides = self.tables.routes.get(key)?;
             let (place, ifindex) = (self.locals.place_of(id)?, link.ifindex);
             let (action, op) = match (sides.desired, sides.observed) {
-                (Some(_), _) if !self.can_route(id, link.up) => return None,
+                (Some(route), _) if !self.can_route(id, link.up, route.dst.addr()) => return None,
                 (Some(route), None) => (Action::Add, Op::AddRoute { place, ifindex, route }),
                 // The kernel replaces the first of several: that must be the one that was seen, and not one on another link.
                 (Some(route), Some(seen)) if seen.alone => {
@@ -240,10 +243,11 @@ impl Plan<'_> {
         removals
     }
 
-    /// Whether the link is up and has the addresses by which gateways are reached.
-    fn can_route(&self, id: &LinkId, up: bool) -> bool {
+    /// Whether the link is up and has the addresses by which gateways of this family are reached.
+    fn can_route(&self, id: &LinkId, up: bool, to: IpAddr) -> bool {
         let LinkId::Inner(endpoint) = id else { return false };
         let Some(local) = self.locals.by_id.get(endpoint) else { return false };
-        up && local.spec.addresses.iter().all(|net| self.tables.addresses.observed_of(&(id.clone(), *net)).is_some())
+        let mut family = local.spec.addresses.iter().filter(|net| net.addr().is_ipv4() == to.is_ipv4());
+        up && family.all(|net| self.tables.addresses.observed_of(&(id.clone(), *net)).is_some())
     }
 }

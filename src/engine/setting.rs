@@ -8,8 +8,14 @@ pub enum Of {
     Link,
     /// A link in a namespace of ours or of the host; in an endpoint's it is the endpoint's own affair.
     OwnLink,
+    /// A link in a namespace of ours.
+    OverlayLink,
     /// A bridge.
     Bridge,
+    /// A bridge in a namespace of ours.
+    OverlayBridge,
+    /// The gateway bridge on the host.
+    HostBridge,
     /// A bridge's port.
     Port,
     /// A VXLAN device.
@@ -68,6 +74,22 @@ settings! {
     CallIp6tables: Bridge,
     /// `IFLA_BR_NF_CALL_ARPTABLES`.
     CallArptables: Bridge,
+
+    /// `net.ipv6.conf.*.disable_ipv6`: no IPv6 address or neighbour. In an endpoint's namespace it is the endpoint's own affair, and ours
+    /// is to leave its IPv6 addresses away.
+    Ipv6Disabled: OverlayLink,
+    /// `net.ipv4.conf.*.proxy_arp`.
+    ConfProxyArp: OverlayBridge,
+    /// `net.ipv4.conf.*.proxy_arp_pvlan`: the gateway answers for everybody.
+    ConfProxyArpPvlan: OverlayBridge,
+    /// `net.ipv4.conf.*.rp_filter`.
+    ReversePath: OverlayBridge,
+    /// `net.ipv4.conf.*.arp_filter`.
+    ArpFilter: OverlayBridge,
+    /// `net.ipv4.conf.*.arp_ignore`: the gateway does not answer.
+    ArpIgnore: OverlayBridge,
+    /// `net.ipv4.conf.*.forwarding` is off.
+    Forwarding: HostBridge,
 
     /// `IFLA_BRPORT_STATE` is not forwarding although the port runs on a bridge that is up.
     State: Port,

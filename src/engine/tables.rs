@@ -81,10 +81,17 @@ impl Fits<NeighbourSeen> for Mac {
     }
 }
 
-/// An address is right when it is there; whether it carries our number only says whose it is.
-impl Fits<bool> for () {
-    fn fits(&self, _: &bool) -> bool {
-        true
+/// An address as it was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct AddressSeen {
+    pub(super) ours: bool,
+    pub(super) routed: bool,
+}
+
+/// An address is right when it is there with its routes; whether it carries our number only says whose it is.
+impl Fits<AddressSeen> for () {
+    fn fits(&self, seen: &AddressSeen) -> bool {
+        seen.routed
     }
 }
 
@@ -95,8 +102,7 @@ pub(super) struct Tables {
     /// What the links of the overlay namespace are, by index.
     pub(super) by_index: BTreeMap<u32, LinkId>,
     pub(super) links: Table<LinkId, LinkWant, Link>,
-    /// Observed: whether the address carries our protocol number.
-    pub(super) addresses: Table<(LinkId, IpNet), (), bool>,
+    pub(super) addresses: Table<(LinkId, IpNet), (), AddressSeen>,
     /// By link and destination.
     pub(super) routes: Table<(LinkId, IpNet), Route, RouteRow>,
     pub(super) forwarding: Table<Family, Forwarding>,

@@ -176,7 +176,9 @@ impl Network {
                     self.episodes.desired_moved(&Key::BridgeRow(key));
                 }
                 for net in &local.addresses {
-                    self.want_address(&(LinkId::Inner(id.clone()), *net), wired.then_some(()));
+                    let inner = LinkId::Inner(id.clone());
+                    let refused = net.addr().is_ipv6() && self.view().refuses_ipv6(&inner);
+                    self.want_address(&(inner, *net), (wired && !refused).then_some(()));
                 }
                 if wanted {
                     self.refresh_routes(&local.netns);
@@ -234,7 +236,7 @@ impl Network {
         }
         // The host's bridge may be somebody else's, and have had the address before us.
         let on_hosts_bridge = self.config.home.is_host() && matches!(key.0, LinkId::Bridge(_));
-        if on_hosts_bridge && want.is_none() && self.tables.addresses.observed_of(key) == Some(&false) {
+        if on_hosts_bridge && want.is_none() && self.tables.addresses.observed_of(key).is_some_and(|seen| !seen.ours) {
             self.tables.addresses.set_observed(key, None, Cause::Change);
         }
     }

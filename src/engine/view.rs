@@ -5,6 +5,7 @@ use super::{
     key::{Key, LinkId},
     local::Locals,
     report::DriftReason,
+    setting::Setting,
     tables::{Netns, Tables},
     update::Desired,
 };
@@ -27,6 +28,11 @@ impl View<'_> {
             (Key::Netns, None, Netns::Ours(_)) if !self.config.home.is_host() => Some(DriftReason::Unexpected),
             (key, ..) => self.tables.difference(key),
         }
+    }
+
+    /// Whether the namespace of an endpoint's end takes no IPv6 address.
+    pub(super) fn refuses_ipv6(&self, inner: &LinkId) -> bool {
+        self.tables.links.observed_of(inner).is_some_and(|link| link.off.contains(&Setting::Ipv6Disabled))
     }
 
     /// Whether this is an endpoint's end that cannot be read: what fails is not that it differs.

@@ -173,7 +173,7 @@ pub(super) fn address(body: &[u8]) -> Option<Address> {
     // Of a point-to-point link IFA_ADDRESS is the other side's; IPv6 otherwise has no IFA_LOCAL.
     let ip = attribute(list, IFA_LOCAL).or_else(|| attribute(list, IFA_ADDRESS)).and_then(ip)?;
     let ours = attribute(list, IFA_PROTO).and_then(|value| u8_at(value, 0)) == Some(ADDRESS_PROTOCOL);
-    Some(Address { ifindex, net: IpNet::new(ip, prefix).ok()?, ours })
+    Some(Address { ifindex, net: IpNet::new(ip, prefix).ok()?, ours, routed: true })
 }
 
 /// What a message of the neighbour family is about.

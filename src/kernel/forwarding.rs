@@ -77,6 +77,12 @@ pub(super) fn as_a_rule(socket: &mut RouteSocket) -> Result<Vec<(Family, Forward
     Ok(families)
 }
 
+/// The link that a message is about, where it is one.
+pub(super) fn link_of(body: &[u8]) -> Option<u32> {
+    let ifindex = i32_at(attribute(body.get(NETCONFMSG..)?, NETCONFA_IFINDEX)?, 0)?;
+    u32::try_from(ifindex).ok().filter(|ifindex| *ifindex > 0)
+}
+
 /// One link's setting, or that of `all` or `default`.
 pub(super) fn decode(body: &[u8]) -> Option<(Family, bool)> {
     let family = match i32::from(u8_at(body, 0)?) {

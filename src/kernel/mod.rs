@@ -83,8 +83,9 @@ struct Overlay {
 }
 
 impl Overlay {
-    fn open(netns: Held) -> Result<Self, Error> {
-        let (socket, monitor, rules) = netns.enter(|| Ok((RouteSocket::open()?, Monitor::open()?, Rules::open())))?;
+    fn open(netns: Held, on_host: bool) -> Result<Self, Error> {
+        let open = || Ok((RouteSocket::open()?, Monitor::open(on_host)?, Rules::open()));
+        let (socket, monitor, rules) = netns.enter(open)?;
         Ok(Self { netns, socket, monitor, rules })
     }
 }
@@ -162,7 +163,7 @@ impl NetworkKernel {
         if held.alias()?.as_deref() != Some(&mark) {
             return Ok(NetnsState::Foreign);
         }
-        self.set_overlay(Some(Overlay::open(held)?));
+        self.set_overlay(Some(Overlay::open(held, false)?));
         Ok(NetnsState::Ours(id))
     }
 
@@ -189,7 +190,7 @@ impl NetworkKernel {
         }
         let held = netns::hold_own()?;
         let id = held.id;
-        self.set_overlay(Some(Overlay::open(held)?));
+        self.set_overlay(Some(Overlay::open(held, true)?));
         Ok(id)
     }
 
@@ -207,7 +208,7 @@ impl NetworkKernel {
         let (path, mark) = self.removable()?;
         self.set_overlay(None);
         let held = netns::create(&path, &mark)?;
-        self.set_overlay(Some(Overlay::open(held)?));
+        self.set_overlay(Some(Overlay::open(held, false)?));
         Ok(())
     }
 

@@ -52,15 +52,18 @@ pub(super) struct Monitor {
 #[derive(Debug, Default)]
 pub(super) struct Drained {
     pub(super) events: Vec<Event>,
-    /// Links that changed as bridge ports or in their queueing: their notification does not show the whole link.
+    /// Links that changed as bridge ports, in their queueing or in their settings: their notification does not show the whole link.
     pub(super) ports: BTreeSet<u32>,
 }
 
 impl Monitor {
-    /// Opens the sockets in the namespace of the calling thread.
-    pub(super) fn open() -> Result<Self, Error> {
+    /// Opens the sockets in the namespace of the calling thread. The host's routes may be many, and change all the time.
+    pub(super) fn open(on_host: bool) -> Result<Self, Error> {
         let open = || -> std::io::Result<Self> {
-            let groups = [LINK, NEIGH, TC, IPV4_IFADDR, IPV6_IFADDR, IPV4_NETCONF, IPV6_NETCONF];
+            let mut groups = vec![LINK, NEIGH, TC, IPV4_IFADDR, IPV6_IFADDR, IPV4_NETCONF, IPV6_NETCONF];
+            if !on_host {
+                groups.extend([IPV4_ROUTE, IPV6_ROUTE]);
+            }
             let (overlay, full_buffer) = subscribe(NETLINK_ROUTE, &groups, false)?;
             let (inner, _) = subscribe(NETLINK_ROUTE, &[LINK, IPV4_IFADDR, IPV6_IFADDR, IPV4_ROUTE, IPV6_ROUTE], true)?;
             Ok(Self { overlay, inner, full_buffer })
@@ -214,7 +217,12 @@ fn heard(message: &Message<'_>, port: u32, drained: &mut Drained) {
             None
         }
         libc::RTM_NEWADDR | libc::RTM_DELADDR => decode::address_ifindex(body).map(Event::Addresses),
-        RTM_NEWNETCONF => forwarding::decode(body).map(|(family, on)| Event::Forwarding(family, on)),
+        RTM_NEWNETCONF => {
+            // A link's own settings show in its own message.
+            drained.ports.extend(forwarding::link_of(body));
+            forwarding::decode(body).map(|(family, on)| Event::Forwarding(family, on))
+        }
+        libc::RTM_DELROUTE => decode::route_ifindex(body).map(Event::Routes),
         libc::RTM_NEWNEIGH | libc::RTM_DELNEIGH => {
             let gone = message.kind == libc::RTM_DELNEIGH;
             match decode::row(body) {

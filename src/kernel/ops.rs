@@ -3,6 +3,7 @@
 
 use std::os::fd::AsFd as _;
 
+use ipnet::IpNet;
 use nix::errno::Errno;
 
 use super::{
@@ -11,7 +12,7 @@ use super::{
     inner::{self, Opened},
     netns::Held,
     reclaim::{self, Lost},
-    routes,
+    routes, settings,
     socket::{MOST_MESSAGES, Request, RouteSocket},
 };
 use crate::{
@@ -73,7 +74,8 @@ impl Run<'_> {
             Op::ReclaimVni { vni, port, group } => {
                 reclaim::remove(&self.kernel.config, Lost { vni: *vni, port: *port, group: *group })
             }
-            Op::SetLink { place, ifindex, change } => set_link(self.socket(place)?, *ifindex, change),
+            Op::SetLink { place, ifindex, change } => self.set_link(place, *ifindex, change),
+            Op::RestoreRoutes { place, ifindex, net } => self.restore_routes(place, *ifindex, *net),
             Op::DeleteLink { place, ifindex } => self.delete(place, encode::delete_link(*ifindex)),
             Op::AddAddress { place, ifindex, net } => {
                 self.socket(place)?.call_one(encode::add_address(*ifindex, *net)).map(drop)
@@ -108,6 +110,33 @@ impl Run<'_> {
             Err(error) if matches!(error.errno, Errno::ENODEV | Errno::EADDRNOTAVAIL | Errno::ESRCH) => Ok(()),
             other => other.map(drop),
         }
+    }
+
+    fn set_link(&mut self, place: &Place, ifindex: u32, change: &LinkChange) -> Result<(), Error> {
+        if *place == Place::Overlay && settings::has_sysctls(&change.settings) {
+            let overlay = self.kernel.overlay()?;
+            let bodies = overlay.socket.call_one(encode::get_link(&LinkRef::Index(ifindex)))?;
+            let link = bodies.first().and_then(|body| super::decode::link(body));
+            let link = link.ok_or_else(|| Error::torn("the link was not shown"))?;
+            overlay.netns.enter(|| settings::write_sysctls(&link.name, &change.settings))?;
+        }
+        set_link(self.socket(place)?, ifindex, change)
+    }
+
+    /// IPv6 keeps account of the routes of an address with it: there it is made anew, with them.
+    fn restore_routes(&mut self, place: &Place, ifindex: u32, net: IpNet) -> Result<(), Error> {
+        let socket = self.socket(place)?;
+        if net.addr().is_ipv6() {
+            socket.call_one(encode::delete_address(ifindex, net))?;
+            return socket.call_one(encode::add_address(ifindex, net)).map(drop);
+        }
+        for request in routes::of_address(ifindex, net) {
+            match socket.call_one(request) {
+                Err(error) if error.errno == Errno::EEXIST => {}
+                other => drop(other?),
+            }
+        }
+        Ok(())
     }
 
     fn socket(&mut self, place: &Place) -> Result<&mut RouteSocket, Error> {

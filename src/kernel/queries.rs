@@ -25,7 +25,10 @@ pub(super) fn links(socket: &mut RouteSocket) -> Result<Answer, Error> {
             link.off.remove(&Setting::State);
         }
     }
-    Ok(Answer::Links(links, addresses(socket, None)?))
+    let mut addresses = addresses(socket, None)?;
+    let up: BTreeSet<u32> = links.iter().filter(|link| link.up).map(|link| link.ifindex).collect();
+    look_at_routes(socket, &mut addresses, |ifindex| up.contains(&ifindex))?;
+    Ok(Answer::Links(links, addresses))
 }
 
 /// One link and its addresses.
@@ -49,8 +52,24 @@ pub(super) fn one_link(socket: &mut RouteSocket, link: &LinkRef) -> Result<Optio
     match addresses(socket, Some(link.ifindex)) {
         // The link went away between the two.
         Err(error) if error.errno == Errno::ENODEV => Ok(None),
-        other => other.map(|addresses| Some((link, addresses))),
+        other => {
+            let mut addresses = other?;
+            look_at_routes(socket, &mut addresses, |_| link.up)?;
+            Ok(Some((link, addresses)))
+        }
     }
+}
+
+/// Says of our addresses on links that are up whether their routes stand.
+fn look_at_routes(
+    socket: &mut RouteSocket,
+    addresses: &mut [Address],
+    is_up: impl Fn(u32) -> bool,
+) -> Result<(), Error> {
+    for address in addresses.iter_mut().filter(|address| address.ours && is_up(address.ifindex)) {
+        address.routed = routes::are_routed(socket, address.ifindex, address.net)?;
+    }
+    Ok(())
 }
 
 /// Whether a port's bridge is up: else the bridge itself has closed the port.

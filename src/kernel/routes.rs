@@ -2,14 +2,16 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
 };
 
 use ipnet::IpNet;
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
-    route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType},
+    route::{
+        RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    },
 };
 use nix::{errno::Errno, libc};
 
@@ -17,7 +19,7 @@ use super::{
     decode::ip,
     error::Error,
     socket::{Request, RouteSocket},
-    wire::{attributes, u8_at, u16_at, u32_at},
+    wire::{attribute, attributes, u8_at, u16_at, u32_at},
 };
 use crate::{
     engine::{Family, ROUTE_PROTOCOL, RouteRow},
@@ -32,8 +34,10 @@ const METRIC_V6: u32 = 1024;
 
 // include/uapi/linux/rtnetlink.h
 const RT_TABLE_MAIN: u8 = 254;
+const RT_TABLE_LOCAL: u8 = 255;
 const RT_SCOPE_LINK: u8 = 253;
 const RTN_UNICAST: u8 = 1;
+const RTN_LOCAL: u8 = 2;
 const RTPROT_REDIRECT: u8 = 1;
 const RTPROT_KERNEL: u8 = 2;
 const RTPROT_RA: u8 = 9;
@@ -55,6 +59,84 @@ pub(super) fn add(ifindex: u32, route: Route) -> Request {
 /// Makes a route in place of the first one that leads there with that metric.
 pub(super) fn replace(ifindex: u32, route: Route) -> Request {
     Request { message: RouteNetlinkMessage::NewRoute(message(ifindex, route)), flags: NLM_F_CREATE | NLM_F_REPLACE }
+}
+
+/// The routes that the kernel makes for an IPv4 address: to itself, to its subnet and to the broadcast address
+/// (fib_add_ifaddr, net/ipv4/fib_frontend.c). What is there is left (`EEXIST`).
+pub(super) fn of_address(ifindex: u32, net: IpNet) -> Vec<Request> {
+    let IpNet::V4(v4) = net else { return Vec::new() };
+    let host = |address: Ipv4Addr| IpNet::from(IpAddr::V4(address));
+    let local = RT_TABLE_LOCAL;
+    let mut routes = vec![(host(v4.addr()), local, RouteType::Local, RouteScope::Host)];
+    if v4.prefix_len() < 32 {
+        routes.push((net.trunc(), RouteHeader::RT_TABLE_MAIN, RouteType::Unicast, RouteScope::Link));
+    }
+    if v4.prefix_len() < 31 {
+        routes.push((host(v4.broadcast()), local, RouteType::Broadcast, RouteScope::Link));
+    }
+    let request = |(dst, table, kind, scope)| {
+        let mut message = message(ifindex, Route { dst, via: None });
+        (message.header.table, message.header.kind, message.header.scope) = (table, kind, scope);
+        message.header.protocol = RouteProtocol::Kernel;
+        message.attributes.push(RouteAttribute::PrefSource(address(net.addr())));
+        Request { message: RouteNetlinkMessage::NewRoute(message), flags: NLM_F_CREATE | NLM_F_APPEND }
+    };
+    routes.into_iter().map(request).collect()
+}
+
+/// Whether packets to an address are taken in, and packets to its subnet leave by its link, as the kernel itself decides it. Whoever
+/// made a route to a part of the subnet knows why.
+pub(super) fn are_routed(socket: &mut RouteSocket, ifindex: u32, net: IpNet) -> Result<bool, Error> {
+    // That of an IPv6 address is made some time after it (addrconf_dad_work, net/ipv6/addrconf.c).
+    if net.addr().is_ipv4() && matches(socket, net.addr())?.is_none_or(|found| found.kind != RTN_LOCAL) {
+        return Ok(false);
+    }
+    // Every link has that subnet.
+    if matches!(net.addr(), IpAddr::V6(v6) if v6.is_unicast_link_local()) {
+        return Ok(true);
+    }
+    let Some(probe) = net.hosts().take(2).find(|host| *host != net.addr()) else { return Ok(true) };
+    if !net.contains(&probe) || net.prefix_len() + 1 >= net.max_prefix_len() {
+        return Ok(true);
+    }
+    let found = matches(socket, probe)?;
+    Ok(found.is_some_and(|found| {
+        let whole = found.length == net.prefix_len() && found.kind == RTN_UNICAST && found.link == Some(ifindex);
+        whole || found.length > net.prefix_len()
+    }))
+}
+
+/// What the kernel finds on the way to an address.
+struct Match {
+    kind: u8,
+    length: u8,
+    link: Option<u32>,
+}
+
+/// Looks up the route to an address; `None` where there is none, or one that refuses.
+fn matches(socket: &mut RouteSocket, to: IpAddr) -> Result<Option<Match>, Error> {
+    let net = IpNet::from(to);
+    let mut message = RouteMessage::default();
+    message.header.address_family = family(net);
+    message.header.destination_prefix_length = net.prefix_len();
+    message.header.flags = RouteFlags::FibMatch;
+    message.attributes.push(RouteAttribute::Destination(address(to)));
+    let request = Request { message: RouteNetlinkMessage::GetRoute(message), flags: 0 };
+    let bodies = match socket.call_one(request) {
+        Err(Error {
+            errno: Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::EINVAL | Errno::EACCES,
+            torn: false,
+            ..
+        }) => {
+            return Ok(None);
+        }
+        other => other?,
+    };
+    let read = |body: &[u8]| {
+        let link = attribute(body.get(RTMSG..)?, RTA_OIF).and_then(|value| u32_at(value, 0));
+        Some(Match { kind: u8_at(body, 7)?, length: u8_at(body, 1)?, link })
+    };
+    Ok(bodies.first().and_then(|body| read(body)))
 }
 
 /// Removes a route, whoever made it.

@@ -1,6 +1,6 @@
 //! The settings of links ([`Setting`]) as attributes of rtnetlink: what each looks like when it is as the kernel makes it.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, fs, path::Path};
 
 use netlink_packet_core::DefaultNla;
 use netlink_packet_route::{
@@ -11,11 +11,13 @@ use netlink_packet_route::{
     },
     tc::{TcHandle, TcMessage},
 };
+use nix::libc;
 
 use super::{
     encode::change_link,
+    error::{Because as _, Error},
     socket::Request,
-    wire::{attribute, attributes, u8_at},
+    wire::{attribute, attributes, i32_at, u8_at},
 };
 use crate::engine::{Of, Setting};
 
@@ -78,6 +80,20 @@ const NESTED: &[(Setting, u16, Right)] = &[
     (Setting::TtlInherit, 28, OFF),
 ];
 
+/// Settings of the link's own directories below `/proc/sys/net`: their places in `IFLA_INET_CONF` and `IFLA_INET6_CONF`, counted from 0
+/// (include/uapi/linux/ip.h, where the first is 1, and ipv6.h), what they should be, and their files.
+const SYSCTLS: &[(Setting, i32, usize, i32, &str)] = &[
+    (Setting::Forwarding, libc::AF_INET, 0, 1, "forwarding"),
+    (Setting::ConfProxyArp, libc::AF_INET, 2, 0, "proxy_arp"),
+    (Setting::ReversePath, libc::AF_INET, 7, 0, "rp_filter"),
+    (Setting::ArpFilter, libc::AF_INET, 12, 0, "arp_filter"),
+    (Setting::ArpIgnore, libc::AF_INET, 18, 0, "arp_ignore"),
+    (Setting::ConfProxyArpPvlan, libc::AF_INET, 24, 0, "proxy_arp_pvlan"),
+    (Setting::Ipv6Disabled, libc::AF_INET6, 26, 0, "disable_ipv6"),
+];
+const IFLA_INET_CONF: u16 = 1;
+const IFLA_INET6_CONF: u16 = 2;
+
 const FORWARDING: u8 = 3;
 // Attributes of the link itself (`IFLA_*`), with the values of RFC 2863's states (include/uapi/linux/if.h).
 const IFLA_QDISC: u16 = 6;
@@ -115,7 +131,38 @@ pub(super) fn off(flags: u32, attributes: &[u8], nests: &[(Of, &[u8])]) -> BTree
             off.insert(*setting);
         }
     }
+    off.extend(of_sysctls(attributes, nests));
     off
+}
+
+fn of_sysctls(list: &[u8], nests: &[(Of, &[u8])]) -> Vec<Setting> {
+    let bridge = nests.iter().any(|(of, _)| *of == Of::Bridge);
+    let spec = attribute(list, libc::IFLA_AF_SPEC).unwrap_or_default();
+    let shown = |family: i32, place: usize| {
+        let conf = if family == libc::AF_INET { IFLA_INET_CONF } else { IFLA_INET6_CONF };
+        let values = attribute(attribute(spec, u16::try_from(family).ok()?)?, conf)?;
+        i32_at(values, place * 4)
+    };
+    let wrong = SYSCTLS.iter().filter(|(setting, family, place, right, _)| {
+        let here = bridge || setting.of() == Of::OverlayLink;
+        here && shown(*family, *place).is_some_and(|value| value != *right)
+    });
+    wrong.map(|(setting, ..)| *setting).collect()
+}
+
+/// Writes those settings of a link that are files; in the namespace of the calling thread.
+pub(super) fn write_sysctls(name: &str, settings: &BTreeSet<Setting>) -> Result<(), Error> {
+    for (_, family, _, right, file) in SYSCTLS.iter().filter(|(setting, ..)| settings.contains(setting)) {
+        let version = if *family == libc::AF_INET { "ipv4" } else { "ipv6" };
+        let path = Path::new("/proc/sys/net").join(version).join("conf").join(name).join(file);
+        fs::write(&path, right.to_string()).because(|| format!("write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// Whether any of the settings is a file.
+pub(super) fn has_sysctls(settings: &BTreeSet<Setting>) -> bool {
+    SYSCTLS.iter().any(|(setting, ..)| settings.contains(setting))
 }
 
 fn of_link(flags: u32, list: &[u8]) -> BTreeSet<Setting> {

@@ -8,7 +8,7 @@ use std::{
 
 use vtepd::engine::{
     Address, Answer, Event, Failure, FdbPoint, FdbRow, InnerAt, InnerLink, InnerState, Kernel, Link, LinkKind, LinkRef,
-    Neighbour, NetnsState, Query,
+    Neighbour, NetnsState, Of, Query,
 };
 
 use super::{
@@ -102,6 +102,8 @@ impl View<'_> {
     fn link(&self, link: &Link, container: Option<&str>) -> String {
         let mut link = link.clone();
         let mut more = link.master.map(|master| format!(" of {}", self.name(master, None))).unwrap_or_default();
+        // What a link gets of these is the host's default.
+        link.off.retain(|setting| !matches!(setting.of(), Of::OverlayLink | Of::OverlayBridge | Of::HostBridge));
         if let LinkKind::Veth { peer, peer_nsid } = &mut link.kind {
             let elsewhere = peer_nsid.and_then(|nsid| self.containers.get(&nsid)).copied();
             let other = self.name(peer.unwrap_or_default(), elsewhere.filter(|_| container.is_none()));
@@ -237,6 +239,8 @@ pub fn heard(kernel: &mut dyn Kernel, side: Side, twins: &Twins) -> BTreeSet<Str
     let containers = containers(kernel);
     let of = |ifindex: u32| name(twins, ifindex, None, side);
     let keys = kernel.events().into_iter().filter_map(|event| match event {
+        // It follows what else is told, at moments of its own.
+        Event::Routes(_) => None,
         Event::Link(link) => Some(format!("link {}", of(link.ifindex))),
         Event::LinkGone(ifindex) => Some(format!("link {}", of(ifindex))),
         Event::Addresses(ifindex) => Some(format!("addresses {}", of(ifindex))),

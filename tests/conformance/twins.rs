@@ -142,6 +142,7 @@ impl Twins {
             Op::DeleteLink { ifindex, .. }
             | Op::AddAddress { ifindex, .. }
             | Op::DeleteAddress { ifindex, .. }
+            | Op::RestoreRoutes { ifindex, .. }
             | Op::AddRoute { ifindex, .. }
             | Op::ReplaceRoute { ifindex, .. }
             | Op::DeleteRoute { ifindex, .. }

@@ -4,10 +4,12 @@
 
 use std::time::{Duration, Instant};
 
-use vtepd::lab::{Agent, Host};
+use vtepd::lab::{Agent, Host, Lab, LabError};
 
 use crate::{
-    hosts::{count, in_private, ping, restart_without_an_operation, run, started},
+    hosts::{
+        applied, count, in_private, ping, put, registered, restart_without_an_operation, run, start_all, started, until,
+    },
     seed::seed,
 };
 
@@ -41,7 +43,7 @@ fn looks(host: &Host, netns: &str, link: &str) -> String {
 
 /// Waits a second at most until one more drift was counted and repaired.
 pub(crate) fn counted_once(agent: &mut Agent, before: f64, what: &str) {
-    let started = Instant::now();
+    let since = Instant::now();
     let look = |agent: &mut Agent| {
         let metrics = agent.metrics().unwrap();
         let drift = metrics.count("vtepd_drift_total", &[]);
@@ -50,11 +52,11 @@ pub(crate) fn counted_once(agent: &mut Agent, before: f64, what: &str) {
         (drift - before, repaired - before, in_sync)
     };
     while look(agent) != (1.0, 1.0, true) {
-        let late = started.elapsed() > Duration::from_secs(5);
+        let late = since.elapsed() > Duration::from_secs(5);
         assert!(!late, "{what}: {:?}\n{}", look(agent), agent.log_tail(30));
         std::thread::sleep(Duration::from_millis(10));
     }
-    let took = started.elapsed();
+    let took = since.elapsed();
     assert!(took < Duration::from_secs(2), "{what}: {took:?}");
 }
 
@@ -121,4 +123,97 @@ fn whatever_attribute_of_a_link_is_changed_it_is_back_counted_once_and_the_ping_
         }
         agents = restart_without_an_operation(agents, || started(&lab));
     }
+}
+
+#[test]
+fn routes_that_came_with_an_address_are_back_and_no_packet_takes_another_way() {
+    in_private!();
+    let (lab, mut agents) = seed();
+    let (host, agent) = (&lab.hosts[0], &mut agents[0]);
+    let in_test1 = |command: &str| format!("nsenter --net=/run/netns/test1 -- {command}");
+    let in_overlay = |command: &str| format!("nsenter --net=/run/netns/{OVERLAY} -- {command}");
+    for (breakage, to) in [
+        (in_test1("ip route flush dev eth0"), "10.0.0.3"),
+        (in_test1("ip route del local 10.0.0.2 dev eth0 table local"), "10.0.0.3"),
+        (in_test1("ip route flush dev eth1"), "172.18.0.1"),
+        (in_overlay("ip route flush dev br0"), "10.0.0.1"),
+        (in_overlay("ip route del local 10.0.0.1 dev br0 table local"), "10.0.0.1"),
+        ("ip route flush dev vtepd-gw".to_owned(), "172.18.0.1"),
+    ] {
+        let drift = count(agent, "vtepd_drift_total", &[]);
+        println!("{breakage}");
+        run(host, &breakage);
+        let since = Instant::now();
+        while host.in_netns("test1", &["ping", "-c1", "-W1", to]).is_err() {
+            assert!(since.elapsed() < Duration::from_secs(5), "{breakage}\n{}", agent.log_tail(30));
+        }
+        assert!(since.elapsed() < Duration::from_secs(3), "{breakage}: {:?}", since.elapsed());
+        assert!(count(agent, "vtepd_drift_total", &[]) > drift, "{breakage}");
+    }
+    restart_without_an_operation(agents, || started(&lab));
+}
+
+#[test]
+fn settings_below_proc_sys_of_our_devices_are_put_back() {
+    in_private!();
+    let (lab, mut agents) = seed();
+    let (host, agent) = (&lab.hosts[0], &mut agents[0]);
+    let in_overlay = |setting: &str| format!("nsenter --net=/run/netns/{OVERLAY} -- sysctl -qw net.{setting}");
+    for breakage in [
+        in_overlay("ipv4.conf.br0.arp_ignore=8"),
+        in_overlay("ipv4.conf.br0.proxy_arp=1"),
+        in_overlay("ipv4.conf.br0.proxy_arp_pvlan=1"),
+        in_overlay("ipv4.conf.br0.rp_filter=1"),
+        in_overlay("ipv4.conf.br0.arp_filter=1"),
+        in_overlay("ipv6.conf.vxlan1.disable_ipv6=1"),
+        "sysctl -qw net.ipv4.conf.vtepd-gw.forwarding=0".to_owned(),
+    ] {
+        let drift = count(agent, "vtepd_drift_total", &[]);
+        println!("{breakage}");
+        run(host, &breakage);
+        counted_once(agent, drift, &breakage);
+        ping(host, "test1", "10.0.0.3");
+        ping(host, "test1", "10.0.0.1");
+    }
+    // A bridge that is made while the host's default is not to forward forwards all the same.
+    run(host, "sysctl -qw net.ipv4.conf.default.forwarding=0");
+    let drift = count(agent, "vtepd_drift_total", &[]);
+    run(host, "ip link del vtepd-gw");
+    let since = Instant::now();
+    let forwards = |host: &Host| run(host, "sysctl -n net.ipv4.conf.all.forwarding net.ipv4.conf.vtepd-gw.forwarding");
+    while count(agent, "vtepd_drift_total", &[]) == drift || forwards(host) != "1\n1\n" {
+        assert!(since.elapsed() < Duration::from_secs(5), "{}\n{}", forwards(host), agent.log_tail(30));
+    }
+    run(host, "sysctl -qw net.ipv4.conf.default.forwarding=1");
+    restart_without_an_operation(agents, || started(&lab));
+}
+
+#[test]
+fn a_container_that_refuses_ipv6_gets_its_ipv4_addresses_and_routes_and_nothing_is_wrong() {
+    in_private!();
+    let lab = Lab::new().unwrap();
+    let host = &lab.hosts[0];
+    host.add_netns("test1").unwrap();
+    run(
+        host,
+        "nsenter --net=/run/netns/test1 -- sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1",
+    );
+    let mut agents = start_all(&lab);
+    let subnets = r#"{"subnets":[{"cidr":"10.0.0.0/24","vni":256},{"cidr":"fd00::/64","vni":256},{"cidr":"10.1.0.0/24","vni":257}]}"#;
+    put(&lab, "networks/both", subnets);
+    put(&lab, "endpoints/both/docker-node1/test1", r#"{"ip":["10.0.0.2","fd00::2"],"netns":"/run/netns/test1"}"#);
+    registered(&lab, &mut agents);
+    applied(&lab, &mut agents);
+    let routes = run(host, "ip -n test1 route");
+    assert!(routes.contains("10.1.0.0/24 via 10.0.0.1 dev eth0"), "{routes}");
+    ping(host, "test1", "10.0.0.1");
+    let failed = count(&mut agents[0], "vtepd_ops_total", &[("result", "error")]);
+    assert_eq!(failed, 0.0, "{}", agents[0].log_tail(30));
+    // When it takes IPv6 after all it gets that too.
+    run(host, "nsenter --net=/run/netns/test1 -- sysctl -qw net.ipv6.conf.all.disable_ipv6=0");
+    until(&mut agents[0], "the IPv6 address", |_| {
+        let shown = host.run(&["ip", "-n", "test1", "-6", "addr", "show", "eth0"])?;
+        if shown.contains("fd00::2/64") { Ok(()) } else { Err(LabError::not_so(shown)) }
+    });
+    restart_without_an_operation(agents, || started(&lab));
 }

@@ -50,7 +50,7 @@ fn a_namespace_that_is_bound_long_after_its_file_appeared_or_over_another_is_hea
     let took = reaches(host, "late", "10.0.0.3");
     assert!(took < Duration::from_secs(2), "another namespace on the same file: {took:?}");
 
-    run(host, "umount /run/netns/late");
+    run(host, "umount -l /run/netns/late");
     let took = reaches(host, "late", "10.0.0.3");
     assert!(took < Duration::from_secs(2), "the one below it again: {took:?}");
 

@@ -84,3 +84,37 @@ fn what_an_endpoint_queues_and_filters_in_its_own_namespace_is_its_own_affair() 
     }
     assert!(lab.network.in_sync());
 }
+
+#[test]
+fn routes_that_came_with_an_address_are_made_again_and_counted_once() {
+    let mut lab = Lab::converged();
+    let (br, eth) = (lab.index("br0"), inner(&lab));
+    for (place, ifindex, net) in [
+        (Place::Overlay, br, "10.0.0.1/24"),
+        (Place::Inner(TEST1.into()), eth, "10.0.0.2/24"),
+        (Place::Inner(TEST1.into()), eth, "fd00::2/64"),
+    ] {
+        let net = net.parse().unwrap();
+        lab.kernel.unroute(&place, ifindex, net);
+        lab.settle();
+        assert_eq!(lab.drift(), [(Kind::Address, DriftReason::Changed)], "{net}");
+        assert_eq!(lab.kernel.log, [Op::RestoreRoutes { place, ifindex, net }]);
+        lab.forget();
+    }
+    lab.quiet();
+}
+
+#[test]
+fn an_endpoint_whose_namespace_refuses_ipv6_has_no_ipv6_addresses_until_it_takes_them() {
+    let mut lab = Lab::converged();
+    let (place, eth) = (Place::Inner(TEST1.into()), inner(&lab));
+    let has =
+        |lab: &Lab| lab.kernel.containers[&TEST1.into()].links[&eth].addresses.keys().any(|net| net.addr().is_ipv6());
+    lab.kernel.set_off(&place, eth, Setting::Ipv6Disabled);
+    lab.settle();
+    assert_eq!(lab.drift(), []);
+    lab.kernel.set_on(&place, eth, Setting::Ipv6Disabled);
+    lab.settle();
+    assert!(has(&lab));
+    lab.quiet();
+}

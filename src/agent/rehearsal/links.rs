@@ -137,7 +137,7 @@ impl<K: Kernel> Rehearsal<K> {
         let addresses = addresses.ok_or_else(|| gone("device"))?;
         addresses.retain(|address| address.net != net);
         if there {
-            addresses.push(Address { ifindex, net, ours: true });
+            addresses.push(Address { ifindex, net, ours: true, routed: true });
         }
         Ok(())
     }

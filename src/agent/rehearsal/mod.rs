@@ -143,7 +143,9 @@ impl<K: Kernel> Rehearsal<K> {
             Op::AddLink(new) => self.add_link(new)?,
             Op::SetLink { place, ifindex, change } => self.set_link(place, *ifindex, change)?,
             Op::DeleteLink { place, ifindex } => self.delete_link(place, *ifindex)?,
-            Op::AddAddress { place, ifindex, net } => self.set_address(place, *ifindex, *net, true)?,
+            Op::AddAddress { place, ifindex, net } | Op::RestoreRoutes { place, ifindex, net } => {
+                self.set_address(place, *ifindex, *net, true)?
+            }
             Op::DeleteAddress { place, ifindex, net } => self.set_address(place, *ifindex, *net, false)?,
             Op::SetForwarding { family, on } => {
                 self.forwarding.insert(*family, on.then_some(Forwarding::Everywhere));

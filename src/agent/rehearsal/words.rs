@@ -59,6 +59,13 @@ impl Names<'_> {
             Op::AddAddress { place, ifindex, net } => {
                 format!("ip{} address add {net} dev {} nodad", self.at(place), self.link(place, *ifindex))
             }
+            Op::RestoreRoutes { place, ifindex, net } => {
+                format!(
+                    "ip{} address replace {net} dev {}, with its routes",
+                    self.at(place),
+                    self.link(place, *ifindex)
+                )
+            }
             Op::DeleteAddress { place, ifindex, net } => {
                 format!("ip{} address delete {net} dev {}", self.at(place), self.link(place, *ifindex))
             }

@@ -33,6 +33,23 @@ impl SimKernel {
         Ok(())
     }
 
+    /// Of IPv4 only what is missing is made; an IPv6 address is made anew.
+    pub(super) fn restore_routes(&mut self, place: &Place, ifindex: u32, net: IpNet) -> Result<(), Failure> {
+        let link = self.at(place, ifindex)?;
+        if !link.addresses.contains_key(&net) {
+            return Err(refused("no such address"));
+        }
+        link.unrouted.remove(&net);
+        self.emit_addresses(place, ifindex);
+        Ok(())
+    }
+
+    /// Somebody else takes away the routes that came with an address.
+    pub fn unroute(&mut self, place: &Place, ifindex: u32, net: IpNet) {
+        self.at(place, ifindex).unwrap().unrouted.insert(net);
+        self.emit_addresses(place, ifindex);
+    }
+
     /// Somebody else adds an address, which does not carry the agent's number.
     pub fn add_others_address(&mut self, place: &Place, ifindex: u32, net: IpNet) {
         self.add_address(place, ifindex, net).unwrap();
@@ -48,6 +65,7 @@ impl SimKernel {
         if net.addr().is_ipv6() && !link.ipv6 {
             return Err(refused("no IPv6 on the link"));
         }
+        link.unrouted.remove(&net);
         if link.addresses.remove(&net).is_none() {
             return Ok(());
         }

@@ -95,6 +95,7 @@ impl SimKernel {
         SimLink {
             link,
             addresses: BTreeMap::new(),
+            unrouted: BTreeSet::new(),
             fdb: BTreeMap::new(),
             flood: BTreeMap::new(),
             rows: BTreeMap::new(),

@@ -36,6 +36,8 @@ const HOST: u64 = 1;
 pub struct SimLink {
     pub link: Link,
     pub addresses: BTreeMap<IpNet, bool>,
+    /// Those whose routes somebody took away.
+    pub unrouted: BTreeSet<IpNet>,
     /// Rows of a VXLAN device with one destination: MAC to (destination, plain form).
     pub fdb: BTreeMap<Mac, (Option<IpAddr>, bool)>,
     /// The destinations of the all-zero and of multicast addresses, in the order in which they were appended.
@@ -329,6 +331,7 @@ impl SimKernel {
             | Op::AddRoute { place, .. }
             | Op::ReplaceRoute { place, .. }
             | Op::DeleteRoute { place, .. }
+            | Op::RestoreRoutes { place, .. }
             | Op::DeleteAddress { place, .. } => *place != Place::Overlay,
             _ => false,
         };
@@ -364,6 +367,7 @@ impl SimKernel {
             Op::DeleteLink { place, ifindex } => self.delete_link(place, *ifindex),
             Op::AddAddress { place, ifindex, net } => self.add_address(place, *ifindex, *net),
             Op::DeleteAddress { place, ifindex, net } => self.delete_address(place, *ifindex, *net),
+            Op::RestoreRoutes { place, ifindex, net } => self.restore_routes(place, *ifindex, *net),
             Op::SetForwarding { family, on } => self.set_forwarding(*family, on.then_some(Forwarding::Everywhere)),
             Op::AddRoute { place, ifindex, route } => self.put_route(place, *ifindex, *route, false),
             Op::ReplaceRoute { place, ifindex, route } => self.put_route(place, *ifindex, *route, true),

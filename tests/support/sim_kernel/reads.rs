@@ -125,6 +125,11 @@ impl SimKernel {
 impl SimLink {
     fn all_addresses(&self) -> impl Iterator<Item = Address> + '_ {
         let ifindex = self.link.ifindex;
-        self.addresses.iter().map(move |(net, ours)| Address { ifindex, net: *net, ours: *ours })
+        self.addresses.iter().map(move |(net, ours)| Address {
+            ifindex,
+            net: *net,
+            ours: *ours,
+            routed: !(self.link.up && *ours && self.unrouted.contains(net)),
+        })
     }
 }

@@ -85,7 +85,8 @@ impl SimKernel {
         for setting in &change.settings {
             let there = match setting.of() {
                 Of::Link | Of::OwnLink => true,
-                Of::Bridge => matches!(link.kind, LinkKind::Bridge { .. }),
+                Of::OverlayLink => *place == Place::Overlay,
+                Of::Bridge | Of::OverlayBridge | Of::HostBridge => matches!(link.kind, LinkKind::Bridge { .. }),
                 Of::Vxlan => matches!(link.kind, LinkKind::Vxlan(_)),
                 Of::Port => link.master.is_some(),
                 Of::VxlanForGood => false,
@@ -112,6 +113,12 @@ impl SimKernel {
         self.emit_link(place, ifindex);
     }
 
+    /// And back.
+    pub fn set_on(&mut self, place: &Place, ifindex: u32, setting: Setting) {
+        self.at(place, ifindex).unwrap().link.off.remove(&setting);
+        self.emit_link(place, ifindex);
+    }
+
     fn set_down(&mut self, place: &Place, ifindex: u32) -> Result<(), Failure> {
         // A bridge that goes down closes its ports, and opens them when it comes up.
         for port in self.netns_at(place)?.links.values_mut().filter(|port| port.link.master == Some(ifindex)) {
@@ -121,6 +128,8 @@ impl SimKernel {
         if std::mem::take(&mut link.link.up) {
             link.link.off.remove(&Setting::State);
             link.routes.clear();
+            // They stand again when it comes up.
+            link.unrouted.clear();
             self.drop_ipv6_addresses(place, ifindex);
             self.flush_neighbours_at(place, ifindex, false);
         }
