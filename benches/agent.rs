@@ -15,6 +15,8 @@
     reason = "a benchmark ends where something is not as it should be"
 )]
 
+#[path = "agent/bare.rs"]
+mod bare;
 #[path = "agent/bench.rs"]
 mod bench;
 #[path = "agent/burst.rs"]
@@ -23,6 +25,8 @@ mod burst;
 mod cold;
 #[path = "agent/figures.rs"]
 mod figures;
+#[path = "agent/many.rs"]
+mod many;
 #[path = "agent/repair.rs"]
 mod repair;
 #[path = "agent/rows.rs"]
@@ -43,7 +47,8 @@ use vtepd::lab::{is_private, private_command};
 /// A group of measurements, in a file of its own.
 type Group = (&'static str, fn(Scale));
 
-const GROUPS: &[Group] = &[("repair", repair::repair), ("burst", burst::burst), ("cold", cold::cold)];
+const GROUPS: &[Group] =
+    &[("repair", repair::repair), ("burst", burst::burst), ("cold", cold::cold), ("many", many::many)];
 
 /// How much is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

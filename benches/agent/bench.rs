@@ -197,7 +197,17 @@ pub(crate) fn memory(agent: &Agent) -> (f64, f64) {
 
 /// Processor time that a process has used, all threads: in its own code, and in the kernel.
 pub(crate) fn cpu(agent: &Agent) -> (Duration, Duration) {
-    let stat = fs::read_to_string(format!("/proc/{}/stat", agent.pid())).unwrap();
+    cpu_by(agent.pid())
+}
+
+/// The same of both together, by process identifier.
+pub(crate) fn cpu_of(pid: u32) -> Duration {
+    let (own, kernel) = cpu_by(pid);
+    own + kernel
+}
+
+fn cpu_by(pid: u32) -> (Duration, Duration) {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     let fields = words(stat.rsplit_once(')').unwrap().1);
     let ticks = |field: usize| Duration::from_millis(fields[field].parse::<u64>().unwrap() * 10);
     (ticks(11), ticks(12))

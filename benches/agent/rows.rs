@@ -141,6 +141,21 @@ impl Writer {
         Self { socket: within(netns, open).expect("a netlink socket"), ifindex }
     }
 
+    /// A write that takes the lock of all netlink writers and changes nothing: the link is set as it is.
+    pub(crate) fn touch(&self) {
+        let mut bytes = Vec::new();
+        bytes.extend(32_u32.to_ne_bytes());
+        bytes.extend(libc::RTM_SETLINK.to_ne_bytes());
+        bytes.extend(u16::try_from(libc::NLM_F_REQUEST | libc::NLM_F_ACK).unwrap_or_default().to_ne_bytes());
+        bytes.extend([0; 12]);
+        bytes.extend(self.ifindex.to_ne_bytes());
+        bytes.extend([0; 8]);
+        self.socket.send_to(&bytes, &SocketAddr::new(0, 0), 0).expect("send to the kernel");
+        let mut answer = Vec::with_capacity(4096);
+        self.socket.recv_from(&mut answer, 0).expect("the kernel's answer");
+        assert_eq!(i32::from_ne_bytes(answer[HEADER..HEADER + 4].try_into().unwrap()), 0);
+    }
+
     /// Sets the row. Returns when the kernel has.
     pub(crate) fn put(&self, row: Row) {
         let flags = libc::NLM_F_REQUEST | libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_REPLACE;

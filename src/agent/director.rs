@@ -4,7 +4,6 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
     sync::Arc,
-    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
@@ -12,12 +11,15 @@ use tracing::{info, warn};
 
 use super::{
     Error,
+    addressees::Addressees,
     history::History,
+    listening::Listening,
     mailbox::Mailbox,
     network::{self, Shared},
     pace::Pace,
     pages::AgentPages,
     paths::Seen,
+    pool::Pool,
     status::Reporter,
     underlay::Underlay,
 };
@@ -41,7 +43,6 @@ const LINES: u32 = 200;
 
 struct Running {
     mailbox: Arc<Mailbox>,
-    thread: JoinHandle<()>,
 }
 
 /// The director.
@@ -53,6 +54,10 @@ pub(super) struct Director {
     running: BTreeMap<Name, Running>,
     /// Networks whose namespaces were there before, until everything was listed.
     standing: BTreeSet<Name>,
+    listening: Listening,
+    /// Ends before what it runs is dropped.
+    pool: Pool,
+    addressees: Addressees,
     swept: bool,
     /// The layouts whose watch has no server.
     lost: BTreeSet<Source>,
@@ -78,14 +83,19 @@ impl Director {
         pages: Arc<AgentPages>,
         history: History,
         reporter: Reporter,
-    ) -> Self {
-        Self {
+    ) -> Result<Self, Error> {
+        let (pool, listening) = (Pool::start(), Listening::start()?);
+        let pool = pool.map_err(|error| Error::System { what: "cannot start the networks' threads", error })?;
+        Ok(Self {
             shared,
             store,
             outside,
             pages,
             running: BTreeMap::new(),
             standing: BTreeSet::new(),
+            listening,
+            pool,
+            addressees: Addressees::new(),
             swept: false,
             lost: BTreeSet::new(),
             history,
@@ -96,7 +106,7 @@ impl Director {
             unsaid: true,
             said_at: Instant::now(),
             held: BTreeSet::new(),
-        }
+        })
     }
 
     /// Takes a message of the etcd edge about one layout.
@@ -109,7 +119,7 @@ impl Director {
             }
             Message::Page { page, .. } => {
                 let updates = self.store.list(source, page.records, page.endpoints);
-                self.dispatch(updates, self.shared.now())?;
+                self.dispatch(updates, self.shared.now());
             }
             Message::Snapshot { revision, .. } => {
                 info!(?source, revision, "listed the store");
@@ -126,15 +136,15 @@ impl Director {
                 };
                 let lost = self.history.look_back(bad, good).await;
                 lost.iter().for_each(|key| self.store.history_lost(key));
-                self.dispatch(updates, self.shared.now())?;
-                self.sweep()?;
+                self.dispatch(updates, self.shared.now());
+                self.sweep();
                 self.contact(source, revision);
                 self.pages.audited();
             }
             Message::Changes { revision, changes, received } => {
                 let updates = self.store.changes(revision, changes);
                 let received = Time::from_origin(received.saturating_duration_since(self.shared.origin));
-                self.dispatch(updates, received)?;
+                self.dispatch(updates, received);
                 self.contact(source, revision);
             }
             Message::Audit { revision, touched } => {
@@ -142,7 +152,7 @@ impl Director {
                 if audited.differences > 0 {
                     warn!(?source, revision, records = audited.differences, "the audit found what no event had told");
                 }
-                self.dispatch(audited.updates, self.shared.now())?;
+                self.dispatch(audited.updates, self.shared.now());
                 self.pages.audited();
             }
             Message::Contact(revision) => {
@@ -194,7 +204,7 @@ impl Director {
         let mtu = underlay.mtu();
         if self.store.underlay_mtu() != mtu {
             let updates = self.store.set_underlay_mtu(mtu);
-            self.dispatch(updates, self.shared.now())?;
+            self.dispatch(updates, self.shared.now());
             self.say();
         }
         Ok(())
@@ -247,7 +257,7 @@ impl Director {
 
     /// Gives the networks their shares. Removals are held before anything could be removed, and let go only when what may
     /// desire it was told.
-    fn dispatch(&mut self, updates: BTreeMap<Name, Update>, received: Time) -> Result<(), Error> {
+    fn dispatch(&mut self, updates: BTreeMap<Name, Update>, received: Time) {
         let mut held = self.store.held();
         // What leads outside from that network's endpoints stays as well.
         if let Some(because_of) = held.values().next().cloned() {
@@ -262,7 +272,7 @@ impl Director {
         let released = std::mem::replace(&mut self.held, held.into_keys().collect());
         let outside = self.outside.follow(&updates, &self.store.vxlan_ports()).map(|update| (Name::host(), update));
         for (name, update) in updates.into_iter().chain(outside) {
-            self.give(&name, update, received)?;
+            self.give(&name, update, received);
         }
         for name in released.difference(&self.held) {
             if *name != Name::host() {
@@ -270,41 +280,40 @@ impl Director {
             }
             self.running.get(name).into_iter().for_each(|running| running.mailbox.hold(false));
         }
-        Ok(())
     }
 
-    /// Gives a network its share; a network that comes to be here gets a thread.
-    fn give(&mut self, name: &Name, update: Update, received: Time) -> Result<(), Error> {
+    /// Gives a network its share; a network that comes to be here is started.
+    fn give(&mut self, name: &Name, update: Update, received: Time) {
+        self.addressees.follow(name, &update);
         let left = match self.running.get(name) {
             Some(running) => running.mailbox.update(update, received),
             None => Some(update),
         };
         if let Some(update) = left.filter(|update| matches!(update.spec, Some(Some(_)))) {
-            self.start(name)?.update(update, received);
+            self.start(name).update(update, received);
         }
         if let Some(running) = self.running.get(name) {
             self.shared.board.posted(name, running.mailbox.posted());
             self.shared.board.named(name, self.store.shown_name(name));
         }
-        Ok(())
     }
 
-    fn start(&mut self, name: &Name) -> Result<Arc<Mailbox>, Error> {
-        let thread = |error| Error::System { what: "cannot start a network's thread", error };
-        // The thread shows itself from its first turn on, and by the right name.
+    fn start(&mut self, name: &Name) -> Arc<Mailbox> {
+        // It shows itself from its first turn on, and by the right name.
         self.shared.board.posted(name, 0);
         self.shared.board.named(name, self.store.shown_name(name));
-        let (mailbox, thread) =
-            network::start(name.clone(), Arc::clone(&self.shared), self.standing.contains(name)).map_err(thread)?;
+        let (listener, shut) = (self.listening.listener(), self.standing.contains(name));
+        let mailbox = network::start(name.clone(), Arc::clone(&self.shared), shut, &self.pool, listener);
         mailbox.hold(self.held.contains(name));
-        self.running.insert(name.clone(), Running { mailbox: Arc::clone(&mailbox), thread });
-        Ok(mailbox)
+        self.addressees.started(name, self.shared.overlay_path(name));
+        self.running.insert(name.clone(), Running { mailbox: Arc::clone(&mailbox) });
+        mailbox
     }
 
     /// After the first complete snapshot of all layouts: what earlier agents of this instance left and nothing desires is taken down.
-    fn sweep(&mut self) -> Result<(), Error> {
+    fn sweep(&mut self) {
         if !self.store.is_complete() || std::mem::replace(&mut self.swept, true) {
-            return Ok(());
+            return;
         }
         self.shared.board.known();
         let revision = self.store.revision();
@@ -317,14 +326,13 @@ impl Director {
             if !self.held.contains(&name) {
                 info!(network = %name, "nothing desires it any more; taking it down");
             }
-            self.give(&name, nothing(), self.shared.now())?;
+            self.give(&name, nothing(), self.shared.now());
             self.running.get(&name).into_iter().for_each(|running| running.mailbox.open());
         }
         // Of the host's own it is not known yet whether anything is left.
         if !self.running.contains_key(&Name::host()) {
-            self.start(&Name::host())?.update(nothing(), self.shared.now());
+            self.start(&Name::host()).update(nothing(), self.shared.now());
         }
-        Ok(())
     }
 
     /// Begins to read what earlier agents left, while the store is being listed. What is told of such a network waits until
@@ -336,19 +344,25 @@ impl Director {
         }
         self.standing = owned.networks.into_iter().collect();
         for name in self.standing.clone() {
-            self.start(&name)?;
+            self.start(&name);
         }
         Ok(())
     }
 
-    /// Tells every network what was seen in the namespace directories.
+    /// Tells those networks what was seen in the namespace directories that wait for it.
     pub(super) fn tell(&self, seen: &[Seen]) {
-        for running in self.running.values() {
-            for seen in seen {
-                match seen {
-                    Seen::Path(path) => running.mailbox.path(path.clone()),
-                    Seen::Lost => running.mailbox.paths_lost(),
-                };
+        for seen in seen {
+            match seen {
+                Seen::Path(path) => {
+                    for running in self.addressees.of(path).filter_map(|name| self.running.get(name)) {
+                        running.mailbox.path(path.clone());
+                    }
+                }
+                Seen::Lost => {
+                    for running in self.running.values() {
+                        running.mailbox.paths_lost();
+                    }
+                }
             }
         }
     }
@@ -359,16 +373,19 @@ impl Director {
         self.say_what_stands();
         self.pace.turn(say_suppressed);
         self.reporter.look(&self.store, &self.shared.board.totals());
-        let ended = self.running.iter().filter(|(_, running)| running.thread.is_finished());
-        let ended: Vec<Name> = ended.map(|(name, _)| name.clone()).collect();
-        for name in ended {
-            if let Some(running) = self.running.remove(&name)
-                && running.thread.join().is_err()
-            {
-                return Err(Error::ThreadDied(name));
+        let (addressees, shared) = (&mut self.addressees, &self.shared);
+        self.running.retain(|name, running| {
+            let closed = running.mailbox.is_closed();
+            if closed {
+                addressees.ended(&shared.overlay_path(name));
             }
+            !closed
+        });
+        match self.pool.died() {
+            Some(name) => Err(Error::ThreadDied(name)),
+            None if self.listening.died() => Err(Error::Deaf("the endpoints' namespaces")),
+            None => Ok(()),
         }
-        Ok(())
     }
 }
 
@@ -380,9 +397,6 @@ impl Drop for Director {
     fn drop(&mut self) {
         for running in self.running.values() {
             running.mailbox.stop();
-        }
-        for (_, running) in std::mem::take(&mut self.running) {
-            let _ = running.thread.join();
         }
     }
 }

@@ -1,12 +1,8 @@
-//! What waits for a network's thread. Changes of one object coalesce, so that the box never holds more than the network has.
+//! What waits for a network. Changes of one object coalesce, so that the box never holds more than the network has.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io::{self, Read, Write},
-    os::{
-        fd::{AsFd, BorrowedFd},
-        unix::net::UnixStream,
-    },
+    fmt,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -90,7 +86,7 @@ impl Endpoints {
     }
 }
 
-/// All that a thread takes out at once.
+/// All that a network takes out at once.
 #[derive(Debug, Default)]
 pub(super) struct Work {
     /// In order, each with when its first watch event was received.
@@ -145,21 +141,22 @@ impl State {
 }
 
 /// A network's mailbox.
-#[derive(Debug)]
 pub(super) struct Mailbox {
     state: Mutex<State>,
-    waker: UnixStream,
-    waiter: UnixStream,
+    wake: Box<dyn Fn() + Send + Sync>,
+}
+
+impl fmt::Debug for Mailbox {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Mailbox").field(&self.state).finish()
+    }
 }
 
 impl Mailbox {
-    /// A box; `shut`, updates stay in it until [`Mailbox::open`].
-    pub(super) fn new(shut: bool) -> io::Result<Self> {
-        let (waker, waiter) = UnixStream::pair()?;
-        waker.set_nonblocking(true)?;
-        waiter.set_nonblocking(true)?;
+    /// A box; `wake` is called after something was put in. `shut`, updates stay in it until [`Mailbox::open`].
+    pub(super) fn new(shut: bool, wake: impl Fn() + Send + Sync + 'static) -> Self {
         let state = State { paths: Some(BTreeSet::new()), shut, ..State::default() };
-        Ok(Self { state: Mutex::new(state), waker, waiter })
+        Self { state: Mutex::new(state), wake: Box::new(wake) }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -174,12 +171,11 @@ impl Mailbox {
         put(&mut state);
         state.posted += 1;
         drop(state);
-        // A full pipe has woken the thread already.
-        let _ = (&self.waker).write(&[1]);
+        (self.wake)();
         true
     }
 
-    /// Puts a change in. Gives it back when the thread has ended, because the network was gone.
+    /// Puts a change in. Gives it back when the network has ended, because it was gone.
     pub(super) fn update(&self, update: Update, received: Time) -> Option<Update> {
         let mut update = Some(update);
         self.post(|state| {
@@ -220,7 +216,7 @@ impl Mailbox {
         self.post(|state| state.shut = false);
     }
 
-    /// Asks the thread to end and to leave everything in place.
+    /// Asks the network to end and to leave everything in place.
     pub(super) fn stop(&self) {
         self.post(|state| state.stop = true);
     }
@@ -232,8 +228,6 @@ impl Mailbox {
 
     /// Takes everything out.
     pub(super) fn take(&self) -> Work {
-        let mut drained = [0; 64];
-        while matches!((&self.waiter).read(&mut drained), Ok(n) if n > 0) {}
         let mut state = self.state();
         let pending = if state.shut { Vec::new() } else { std::mem::take(&mut state.pending) };
         let updates = pending.into_iter().map(Pending::into_update);
@@ -257,9 +251,9 @@ impl Mailbox {
         state.closed
     }
 
-    /// Readable when something was put in.
-    pub(super) fn readable(&self) -> BorrowedFd<'_> {
-        self.waiter.as_fd()
+    /// Nothing can be put in any more.
+    pub(super) fn is_closed(&self) -> bool {
+        self.state().closed
     }
 }
 
@@ -281,7 +275,7 @@ mod tests {
 
     #[test]
     fn changes_of_one_endpoint_coalesce_to_the_newest() {
-        let mailbox = Mailbox::new(false).unwrap();
+        let mailbox = Mailbox::new(false, || ());
         for revision in 1..100 {
             mailbox.update(update(revision, &[("a", revision % 2 == 0)], None), Time::default());
         }
@@ -293,7 +287,7 @@ mod tests {
 
     #[test]
     fn large_updates_stay_as_they_are_until_there_are_many() {
-        let mailbox = Mailbox::new(false).unwrap();
+        let mailbox = Mailbox::new(false, || ());
         let names: Vec<String> = (0..LARGE).map(|n| format!("e{n}")).collect();
         let all = |there: bool| names.iter().map(|name| (name.as_str(), there)).collect::<Vec<_>>();
         for revision in 1..=3 {
@@ -312,7 +306,7 @@ mod tests {
 
     #[test]
     fn a_drop_is_never_merged_into_what_comes_after_it() {
-        let mailbox = Mailbox::new(false).unwrap();
+        let mailbox = Mailbox::new(false, || ());
         let name = "n".parse().unwrap();
         let spec =
             NetworkSpec { name, segments: Vec::new(), spoof_guard: true, chains: std::collections::BTreeMap::new() };
@@ -326,7 +320,7 @@ mod tests {
 
     #[test]
     fn a_shut_box_gives_nothing_until_it_is_opened() {
-        let mailbox = Mailbox::new(true).unwrap();
+        let mailbox = Mailbox::new(true, || ());
         mailbox.update(update(1, &[("a", true)], None), Time::default());
         assert_eq!(mailbox.take().updates.len(), 0);
         assert!(!mailbox.close_if_empty(|| ()), "what is in it is not lost");
@@ -337,7 +331,7 @@ mod tests {
 
     #[test]
     fn a_closed_box_takes_nothing() {
-        let mailbox = Mailbox::new(false).unwrap();
+        let mailbox = Mailbox::new(false, || ());
         mailbox.update(update(1, &[], None), Time::default());
         assert!(!mailbox.close_if_empty(|| ()));
         mailbox.take();

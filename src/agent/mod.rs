@@ -1,13 +1,16 @@
-//! The loop: runs the engines against the edges, one thread per network.
+//! The loop: runs the engines against the edges, on a few threads.
 //!
-//! etcd's messages go through the store-wide stage to the networks' mailboxes; each network's thread runs its engine against
+//! etcd's messages go through the store-wide stage to the networks' mailboxes; each network's engine runs against
 //! its kernel; the pages show where all of them stand.
 
+mod addressees;
 mod board;
 mod claim;
 mod director;
 mod history;
 mod journal;
+mod limits;
+mod listening;
 mod lock;
 mod mailbox;
 mod mounts;
@@ -16,6 +19,7 @@ mod pace;
 mod pages;
 mod paths;
 mod planning;
+mod pool;
 mod reading;
 mod recent;
 mod rehearsal;
@@ -116,7 +120,7 @@ pub enum Error {
     /// The task or thread that listens to something ended although nobody asked it to.
     #[error("what listens to {0} died")]
     Deaf(&'static str),
-    /// A network's thread ended although nobody asked it to.
+    /// The thread that ran a network ended in the middle of it.
     #[error("the thread of network {0} died")]
     ThreadDied(crate::model::Name),
 }
@@ -135,6 +139,7 @@ impl Error {
 pub async fn run(settings: Settings, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
     let _lock = Lock::take(&settings.owner.run_dir, &settings.owner.instance)?;
     let _claim = Claim::take(&settings.owner, settings.with_outside)?;
+    limits::raise_descriptors();
     let shared = Arc::new(settings.owner.shared(
         settings.netns_roots.clone(),
         settings.resync,
@@ -182,7 +187,7 @@ async fn follow(settings: &Settings, shared: Arc<Shared>, pages: Arc<AgentPages>
     let history = History::new(etcd.clone());
     let outside = Outside::new(settings.with_outside.then(|| settings.owner.outside.clone()));
     let reporter = Reporter::new(etcd, settings.node.clone());
-    let mut director = Director::new(Arc::clone(&shared), store, outside, pages, history, reporter);
+    let mut director = Director::new(Arc::clone(&shared), store, outside, pages, history, reporter)?;
     director.read_what_stands()?;
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     loop {

@@ -1,22 +1,25 @@
-//! One network's thread: its engine against its kernel. Netlink answers while the request is being sent, so there is nothing
-//! to await; a thread of its own keeps what blocks in one network from all others.
+//! One network: its engine against its kernel, a short while at a time, on the threads of the pool.
 
 use std::{
-    io,
-    os::fd::AsFd,
-    sync::{Arc, Mutex, PoisonError},
-    thread,
+    os::fd::BorrowedFd,
+    path::PathBuf,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info, warn};
 
-use super::{board::Board, journal::Journal, mailbox::Mailbox, recent::Recent};
+use super::{
+    board::Board,
+    journal::Journal,
+    mailbox::Mailbox,
+    pool::{Next, Pool, Work},
+    recent::Recent,
+};
 use crate::{
     desired::OutsideConfig,
-    engine::{Answer, Config, Event, Failure, Gateway, Home, Kernel, Network, Op, Query, Reconciler, Time, Turn, turn},
-    kernel::{self, NetworkKernel},
+    engine::{Config, Event, Gateway, Home, Network, Op, Reconciler, Step, Time, step},
+    kernel::{self, Listener, NetworkKernel},
     metrics::Metrics,
     model::{
         Name, guard_table,
@@ -24,15 +27,15 @@ use crate::{
     },
 };
 
-/// Effects between two looks at the mailbox.
-const ROUNDS: usize = 64;
+/// How long a network works before it looks into its mailbox again, and others have their turn.
+const SLICE: Duration = Duration::from_millis(4);
 
 /// What all networks of an agent share.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) instance: String,
-    pub(super) netns_dir: std::path::PathBuf,
-    pub(super) netns_roots: Vec<std::path::PathBuf>,
+    pub(super) netns_dir: PathBuf,
+    pub(super) netns_roots: Vec<PathBuf>,
     pub(super) group: u32,
     /// The way outside, or what is to be taken down of it.
     pub(super) outside: OutsideConfig,
@@ -44,13 +47,16 @@ pub(super) struct Shared {
     /// The last drifts and what became of them.
     pub(super) recent: Recent,
     pub(super) origin: Instant,
-    /// Removing a bridge holds the lock of all netlink writers for milliseconds: networks are taken down one at a time.
-    pub(super) removal: Mutex<()>,
 }
 
 impl Shared {
     pub(super) fn now(&self) -> Time {
         Time::from_origin(self.origin.elapsed())
+    }
+
+    /// Where a network's overlay namespace is bound.
+    pub(super) fn overlay_path(&self, network: &Name) -> PathBuf {
+        self.netns_dir.join(kernel::netns_file_name(network))
     }
 
     pub(super) fn kernel_of(&self, network: &Name) -> NetworkKernel {
@@ -77,59 +83,66 @@ impl Shared {
                 self.outside.clone(),
             ));
         }
-        let path = self.netns_dir.join(kernel::netns_file_name(network));
+        let path = self.overlay_path(network);
         Box::new(Network::new(config(Home::Overlay(path), guard_table(), Vec::new())))
     }
 }
 
-/// A kernel that removes links only while no other network does.
-pub(super) struct OneRemovalAtATime<'a> {
-    pub(super) kernel: &'a mut NetworkKernel,
-    pub(super) removal: &'a Mutex<()>,
+/// Whether operations are to be applied while no other network applies such: removing a bridge holds the lock of all netlink writers for
+/// milliseconds, and whoever removes a link waits as long.
+fn removes(ops: &[Op]) -> bool {
+    ops.iter().any(|op| matches!(op, Op::DeleteLink { .. } | Op::DeleteNetns))
 }
 
-impl Kernel for OneRemovalAtATime<'_> {
-    fn read(&mut self, query: &Query) -> Result<Answer, Failure> {
-        self.kernel.read(query)
-    }
-
-    fn apply(&mut self, ops: &[Op]) -> Vec<Result<(), Failure>> {
-        let removes = ops.iter().any(|op| matches!(op, Op::DeleteLink { .. } | Op::DeleteNetns));
-        let _turn = removes.then(|| self.removal.lock().unwrap_or_else(PoisonError::into_inner));
-        self.kernel.apply(ops)
-    }
-
-    fn events(&mut self) -> Vec<Event> {
-        self.kernel.events()
-    }
-}
-
-/// Starts a network's thread. It ends when it is asked to stop, or when the network is neither desired nor there. `shut`, it reads
-/// what stands and is told nothing until its mailbox is opened.
-///
-/// # Errors
-/// The thread could not be made.
-pub(super) fn start(name: Name, shared: Arc<Shared>, shut: bool) -> io::Result<(Arc<Mailbox>, thread::JoinHandle<()>)> {
-    let mailbox = Arc::new(Mailbox::new(shut)?);
+/// Starts a network. It ends when it is asked to stop, or when the network is neither desired nor there. `shut`, it reads what stands
+/// and is told nothing until its mailbox is opened.
+pub(super) fn start(
+    name: Name,
+    shared: Arc<Shared>,
+    shut: bool,
+    pool: &Pool,
+    listener: &Arc<Listener>,
+) -> Arc<Mailbox> {
+    let waker = pool.waker();
+    let for_mailbox = waker.clone();
+    let mailbox = Arc::new(Mailbox::new(shut, move || for_mailbox.wake()));
     shared.board.add(&name);
-    let for_thread = Arc::clone(&mailbox);
-    let thread = thread::Builder::new().name(format!("net {name}")).spawn(move || run(&name, &shared, &for_thread))?;
-    Ok((mailbox, thread))
+    let for_kernel = waker.clone();
+    let kernel = shared.kernel_of(&name).hears_by(Arc::clone(listener), move || for_kernel.wake());
+    let running = Running {
+        generation: kernel.generation(),
+        kernel,
+        engine: shared.engine_of(&name),
+        journal: Journal::new(name.clone()),
+        told: false,
+        mailbox: Arc::clone(&mailbox),
+        name: name.clone(),
+        shared,
+    };
+    pool.add(&waker, name, Box::new(running));
+    mailbox
 }
 
-fn run(name: &Name, shared: &Shared, mailbox: &Mailbox) {
-    let mut kernel = shared.kernel_of(name);
-    let mut engine = shared.engine_of(name);
-    let mut journal = Journal::new(name.clone());
-    let mut generation = kernel.generation();
-    let mut told = false;
-    loop {
+struct Running {
+    name: Name,
+    shared: Arc<Shared>,
+    mailbox: Arc<Mailbox>,
+    kernel: NetworkKernel,
+    engine: Box<dyn Reconciler>,
+    journal: Journal,
+    generation: u64,
+    told: bool,
+}
+
+impl Work for Running {
+    fn turn(&mut self, alone: bool) -> Next {
+        let Self { name, shared, mailbox, kernel, engine, journal, generation, told } = self;
         let work = mailbox.take();
         if work.stop {
-            return;
+            return Next::Over;
         }
         journal.call(shared.board.begin(name));
-        told |= !work.updates.is_empty();
+        *told |= !work.updates.is_empty();
         engine.network().hold_removals(work.hold);
         for (update, received) in work.updates {
             engine.update(update, received);
@@ -138,53 +151,45 @@ fn run(name: &Name, shared: &Shared, mailbox: &Mailbox) {
             Some(paths) => paths.into_iter().for_each(|path| engine.network().event(Event::Path(path), shared.now())),
             None => engine.network().resync("overrun", shared.now()),
         }
-        let mut paced = OneRemovalAtATime { kernel: &mut kernel, removal: &shared.removal };
-        let turn = turn(&mut *engine, &mut paced, || shared.now(), ROUNDS);
+        let end = Instant::now() + SLICE;
+        let mut stepped = Step::Done;
+        while stepped == Step::Done && Instant::now() < end {
+            stepped = step(&mut **engine, kernel, || shared.now(), |ops| alone || !removes(ops));
+        }
         // Whoever sees a repair counted must not see how things stood before it.
         let summary = engine.summary();
         journal.blocked(&summary.blocked);
-        shared.board.end(name, summary, told && turn != Turn::More, work.posted);
+        let rests = matches!(stepped, Step::Rest(_) | Step::Gone);
+        shared.board.end(name, summary, *told && rests, work.posted);
         for note in engine.take_notes() {
             shared.metrics.count(&note);
             shared.recent.note(journal.network(), &note);
             journal.write(&note);
         }
-        if kernel.generation() != generation {
-            generation = kernel.generation();
+        if kernel.generation() != *generation {
+            *generation = kernel.generation();
             if kernel.full_event_buffer() == Some(false) {
                 warn!(network = %name, "no right to a large event buffer: overruns, each a full resync, come sooner");
             }
         }
-        match turn {
-            Turn::More => {}
-            Turn::Gone => {
-                if mailbox.close_if_empty(|| shared.board.remove(name)) {
-                    info!(network = %name, "is not on this node any more");
-                    return;
-                }
+        debug!(network = %name, turn = ?stepped, "turn");
+        match stepped {
+            Step::Done => Next::More,
+            Step::Withheld => Next::Alone,
+            Step::Rest(until) => Next::Rest(Instant::now() + until.since(shared.now())),
+            Step::Gone if mailbox.close_if_empty(|| shared.board.remove(name)) => {
+                info!(network = %name, "is not on this node any more");
+                Next::Over
             }
-            Turn::Rest(until) => {
-                if let Err(error) = wait(mailbox, &kernel, until.since(shared.now())) {
-                    error!(network = %name, %error, "cannot wait for events; looking again in a second");
-                    thread::sleep(Duration::from_secs(1));
-                }
-            }
+            Step::Gone => Next::More,
         }
-        debug!(network = %name, ?turn, "turn");
     }
-}
 
-/// Waits until something was put in the mailbox, an event came, or the time is over.
-fn wait(mailbox: &Mailbox, kernel: &NetworkKernel, most: Duration) -> Result<(), nix::errno::Errno> {
-    let events = kernel.event_fds();
-    let mailbox = mailbox.readable();
-    let mut fds: Vec<PollFd<'_>> =
-        events.iter().map(AsFd::as_fd).chain([mailbox]).map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
-    // Rounded up: a wait that ends before its time would turn for nothing.
-    let millis = most.as_millis().saturating_add(1);
-    let timeout = PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX);
-    match poll(&mut fds, timeout) {
-        Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
-        Err(error) => Err(error),
+    fn generation(&self) -> u64 {
+        self.kernel.generation()
+    }
+
+    fn events(&self) -> Vec<BorrowedFd<'_>> {
+        self.kernel.event_fds()
     }
 }

@@ -2,7 +2,6 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
-    sync::Mutex,
     time::{Duration, Instant},
 };
 
@@ -48,7 +47,6 @@ impl Owner {
             board: Board::default(),
             recent: Recent::default(),
             origin: Instant::now(),
-            removal: Mutex::new(()),
         })
     }
 }

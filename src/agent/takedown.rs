@@ -4,11 +4,7 @@ use std::{path::Path, time::Duration};
 
 use tracing::warn;
 
-use super::{
-    Error, Owner,
-    lock::Lock,
-    network::{OneRemovalAtATime, Shared},
-};
+use super::{Error, Owner, lock::Lock, network::Shared};
 use crate::{
     desired::Update,
     engine::{Turn, turn},
@@ -45,7 +41,6 @@ fn take_down(network: &Name, shared: &Shared) -> bool {
     let start = shared.now();
     engine.update(Update { revision: 0, spec: Some(None), endpoints: Vec::new() }, start);
     while shared.now().since(start) < PATIENCE {
-        let mut kernel = OneRemovalAtATime { kernel: &mut kernel, removal: &shared.removal };
         match turn(&mut *engine, &mut kernel, || shared.now(), 1000) {
             Turn::Gone => return true,
             Turn::More => {}

@@ -187,6 +187,11 @@ pub(super) fn address_of_gateway_port(mac: Mac) -> Option<Ipv4Addr> {
     }
 }
 
+/// The group of those links of ours that are just being removed: a crash leaves them in it.
+pub const fn doomed_group(group: u32) -> u32 {
+    group ^ 0x5644_4f4f
+}
+
 /// The MAC address of the gateway bridge's port for an address: an agent without memory reads from it which address is taken.
 /// It is set by the very message that makes the pair.
 pub fn gateway_port_mac(address: Ipv4Addr) -> Mac {

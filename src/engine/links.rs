@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{
     config::Home,
     delta::Cause,
-    device::GATEWAY_PORT,
+    device::{GATEWAY_PORT, doomed_group},
     interface::LinkRef,
     key::{BridgeRowKey, Key, LinkId},
     network::Network,
@@ -166,7 +166,7 @@ impl Network {
             LinkKind::Veth { .. } => self.locals.by_outer_name.get(&link.name).map(|id| LinkId::Outer(id.clone())),
             LinkKind::Other(_) => None,
         };
-        let stray = !matches!(link.kind, LinkKind::Other(_)) && (link.group == self.config.group || has_our_name(link));
+        let stray = !matches!(link.kind, LinkKind::Other(_)) && (self.has_our_group(link) || has_our_name(link));
         id.filter(|id| !self.is_taken(id)).or_else(|| stray.then_some(LinkId::Stray(link.ifindex)))
     }
 
@@ -179,12 +179,17 @@ impl Network {
                 id.filter(|id| !self.is_taken(id)).or_else(|| ours.then_some(LinkId::Stray(link.ifindex)))
             }
             LinkKind::Bridge { .. } => ours.then_some(LinkId::Stray(link.ifindex)),
-            LinkKind::Veth { .. } if ours && is_gateway_port(&link.name) => {
+            LinkKind::Veth { .. } if self.has_our_group(link) && is_gateway_port(&link.name) => {
                 let id = self.locals.by_outer_name.get(&link.name).map(|id| LinkId::Outer(id.clone()));
                 id.filter(|id| !self.is_taken(id)).or(Some(LinkId::Stray(link.ifindex)))
             }
             LinkKind::Veth { .. } | LinkKind::Vxlan(_) | LinkKind::Other(_) => None,
         }
+    }
+
+    /// Whether the link is in our group, or in that of those that were being removed when an agent of ours ended.
+    fn has_our_group(&self, link: &Link) -> bool {
+        link.group == self.config.group || link.group == doomed_group(self.config.group)
     }
 
     fn is_taken(&self, id: &LinkId) -> bool {

@@ -45,7 +45,7 @@ use crate::desired::Update;
 
 pub use config::{Config, Home};
 pub use delta::{Cause, Differences, Fits, Sides, Table};
-pub use device::{KindWant, LinkWant, gateway_port_mac, gateway_port_name, outer_name};
+pub use device::{KindWant, LinkWant, doomed_group, gateway_port_mac, gateway_port_name, outer_name};
 pub use gateway::Gateway;
 pub use interface::{
     Action, Answer, Event, Failure, FailureKind, FdbPoint, Kernel, LinkChange, LinkRef, NewLink, Op, Place, Query,
@@ -72,7 +72,7 @@ pub enum Turn {
 }
 
 /// An engine: that of a network, or one that has a stage before it.
-pub trait Reconciler {
+pub trait Reconciler: Send {
     /// The engine proper.
     fn network(&mut self) -> &mut Network;
 
@@ -121,21 +121,50 @@ impl Reconciler for Network {
 /// Runs at most `rounds` effects of an engine against a kernel. Events are taken in before each decision.
 pub fn turn(engine: &mut dyn Reconciler, kernel: &mut impl Kernel, now: impl Fn() -> Time, rounds: usize) -> Turn {
     for _ in 0..rounds {
-        for event in kernel.events() {
-            engine.network().event(event, now());
-        }
-        match engine.next(now()) {
-            Effect::Read(query) => {
-                let answer = kernel.read(&query);
-                engine.answered(answer, now());
-            }
-            Effect::Apply(ops) => {
-                let results = kernel.apply(&ops);
-                engine.network().applied(results, now());
-            }
-            Effect::Rest(until) => return Turn::Rest(until),
-            Effect::Gone => return Turn::Gone,
+        match step(engine, kernel, &now, |_| true) {
+            Step::Done | Step::Withheld => {}
+            Step::Rest(until) => return Turn::Rest(until),
+            Step::Gone => return Turn::Gone,
         }
     }
     Turn::More
+}
+
+/// What came of one effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// It was run; there may be more to do.
+    Done,
+    /// It was to apply operations that may not be applied now, and was not run. The next step decides anew.
+    Withheld,
+    /// Nothing to do until an event, a change, or this moment.
+    Rest(Time),
+    /// The network is not desired here and nothing of it is left.
+    Gone,
+}
+
+/// Runs one effect of an engine against a kernel, after taking in the events. `may` says whether operations may be applied now.
+pub fn step(
+    engine: &mut dyn Reconciler,
+    kernel: &mut impl Kernel,
+    now: impl Fn() -> Time,
+    may: impl FnOnce(&[Op]) -> bool,
+) -> Step {
+    for event in kernel.events() {
+        engine.network().event(event, now());
+    }
+    match engine.next(now()) {
+        Effect::Read(query) => {
+            let answer = kernel.read(&query);
+            engine.answered(answer, now());
+        }
+        Effect::Apply(ops) if !may(&ops) => return Step::Withheld,
+        Effect::Apply(ops) => {
+            let results = kernel.apply(&ops);
+            engine.network().applied(results, now());
+        }
+        Effect::Rest(until) => return Step::Rest(until),
+        Effect::Gone => return Step::Gone,
+    }
+    Step::Done
 }

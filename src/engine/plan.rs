@@ -25,7 +25,7 @@ use super::{
 pub(super) const BATCH: usize = 256;
 
 /// So many links are removed before the rest is looked at again.
-const REMOVALS: usize = 1;
+const REMOVALS: usize = 24;
 
 /// An operation and what it is for.
 #[derive(Clone, Debug)]
@@ -149,7 +149,7 @@ impl Plan<'_> {
             }
         }
         removals.append(&mut bridges);
-        // Each waits out grace periods of the kernel's, some 20 ms: rows that come meanwhile go between them.
+        // Together they wait out grace periods of the kernel's, some 20 ms: rows that come meanwhile go between them.
         removals.truncate(REMOVALS);
         removals
     }

@@ -74,6 +74,13 @@ pub(super) fn link_head(body: &[u8]) -> Option<(u8, u32)> {
     Some((u8_at(body, 0)?, u32_at(body, 4)?))
 }
 
+/// The index of a link, and its group.
+pub(super) fn group(body: &[u8]) -> Option<(u32, u32)> {
+    let (_, ifindex) = link_head(body)?;
+    let group = attribute(body.get(IFINFOMSG..)?, libc::IFLA_GROUP).and_then(|value| u32_at(value, 0));
+    Some((ifindex, group.unwrap_or(0)))
+}
+
 /// A link (`AF_UNSPEC`; those of the family `AF_BRIDGE` tell of a port only).
 pub(super) fn link(body: &[u8]) -> Option<Link> {
     let (_, ifindex) = link_head(body)?;

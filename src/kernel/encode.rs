@@ -154,6 +154,14 @@ pub(super) fn get_nsid(netns: BorrowedFd<'_>) -> Request {
     Request { message: RouteNetlinkMessage::GetNsId(message), flags: 0 }
 }
 
+/// Gives a namespace an identifier in the socket's, the lowest that is free.
+pub(super) fn assign_nsid(netns: BorrowedFd<'_>) -> Request {
+    let mut message = NsidMessage::default();
+    message.attributes.extend(u32::try_from(netns.as_raw_fd()).map(NsidAttribute::Fd));
+    message.attributes.push(NsidAttribute::Id(-1));
+    Request { message: RouteNetlinkMessage::NewNsId(message), flags: 0 }
+}
+
 /// Marks a fresh namespace's `lo` (always index 1) and brings it up.
 pub(super) fn mark_lo(mark: &str) -> Request {
     let mut message = link(1);
@@ -298,6 +306,20 @@ fn link_info(change: &LinkChange) -> Option<Vec<LinkInfo>> {
 /// Removes a link.
 pub(super) fn delete_link(ifindex: u32) -> Request {
     Request { message: RouteNetlinkMessage::DelLink(link(ifindex)), flags: 0 }
+}
+
+/// Removes all links of a group in the socket's namespace.
+pub(super) fn delete_group(group: u32) -> Request {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::Group(group));
+    Request { message: RouteNetlinkMessage::DelLink(message), flags: 0 }
+}
+
+/// Puts a link into a group.
+pub(super) fn set_group(ifindex: u32, group: u32) -> Request {
+    let mut message = link(ifindex);
+    message.attributes.push(LinkAttribute::Group(group));
+    change_link(message)
 }
 
 /// Adds an address.

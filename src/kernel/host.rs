@@ -12,7 +12,7 @@ use nix::{
 use super::{
     decode,
     error::{Because as _, Error},
-    monitor::{IPV4_IFADDR, IPV6_IFADDR, LINK, drain, subscribe},
+    monitor::{BUFFER, IPV4_IFADDR, IPV6_IFADDR, LINK, drain, subscribe},
     wire,
 };
 use crate::engine::Failure;
@@ -45,7 +45,7 @@ impl HostMonitor {
     /// # Errors
     /// The system gives no socket, or not to us.
     pub fn open() -> Result<Self, Failure> {
-        let opened: Result<_, Error> = subscribe(NETLINK_ROUTE, &[LINK, IPV4_IFADDR, IPV6_IFADDR], false)
+        let opened: Result<_, Error> = subscribe(NETLINK_ROUTE, &[LINK, IPV4_IFADDR, IPV6_IFADDR], false, BUFFER)
             .because(|| "open an event socket".to_owned());
         Ok(Self { socket: opened?.0 })
     }

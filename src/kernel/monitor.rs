@@ -2,16 +2,11 @@
 
 use std::{
     collections::BTreeSet,
-    io::IoSliceMut,
-    os::fd::{AsFd, AsRawFd as _, BorrowedFd},
+    os::fd::{AsFd, BorrowedFd},
 };
 
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
-use nix::{
-    errno::Errno,
-    libc,
-    sys::socket::{ControlMessageOwned, MsgFlags, NetlinkAddr, recvmsg},
-};
+use nix::libc;
 
 use super::{
     decode::{self, Row},
@@ -23,7 +18,7 @@ use super::{
 use crate::engine::Event;
 
 /// Receive buffer of an event socket: at 832 bytes for each notification, some 10,000 of them.
-const BUFFER: usize = 8 << 20;
+pub(super) const BUFFER: usize = 8 << 20;
 /// The most datagrams read in one go, so that a storm elsewhere does not keep its reader from everything else.
 const MOST: usize = 16 << 10;
 
@@ -32,19 +27,16 @@ const NEIGH: u32 = libc::RTNLGRP_NEIGH;
 const TC: u32 = libc::RTNLGRP_TC;
 pub(super) const IPV4_IFADDR: u32 = libc::RTNLGRP_IPV4_IFADDR;
 pub(super) const IPV6_IFADDR: u32 = libc::RTNLGRP_IPV6_IFADDR;
-const IPV4_ROUTE: u32 = libc::RTNLGRP_IPV4_ROUTE;
-const IPV6_ROUTE: u32 = libc::RTNLGRP_IPV6_ROUTE;
+pub(super) const IPV4_ROUTE: u32 = libc::RTNLGRP_IPV4_ROUTE;
+pub(super) const IPV6_ROUTE: u32 = libc::RTNLGRP_IPV6_ROUTE;
 const IPV4_NETCONF: u32 = libc::RTNLGRP_IPV4_NETCONF;
 const IPV6_NETCONF: u32 = libc::RTNLGRP_IPV6_NETCONF;
 
-/// The event sockets of an overlay namespace.
+/// The event socket of an overlay namespace.
 #[derive(Debug)]
 pub(super) struct Monitor {
-    /// Of the overlay namespace itself.
-    overlay: Socket,
-    /// Of all namespaces that have an identifier in it: those of the endpoints, through their veth pairs. It pins none of them.
-    inner: Socket,
-    /// The buffers are as large as asked for.
+    socket: Socket,
+    /// The buffer is as large as asked for.
     full_buffer: bool,
 }
 
@@ -57,78 +49,37 @@ pub(super) struct Drained {
 }
 
 impl Monitor {
-    /// Opens the sockets in the namespace of the calling thread. The host's routes may be many, and change all the time.
+    /// Opens the socket in the namespace of the calling thread. The host's routes may be many, and change all the time.
     pub(super) fn open(on_host: bool) -> Result<Self, Error> {
-        let open = || -> std::io::Result<Self> {
-            let mut groups = vec![LINK, NEIGH, TC, IPV4_IFADDR, IPV6_IFADDR, IPV4_NETCONF, IPV6_NETCONF];
-            if !on_host {
-                groups.extend([IPV4_ROUTE, IPV6_ROUTE]);
-            }
-            let (overlay, full_buffer) = subscribe(NETLINK_ROUTE, &groups, false)?;
-            let (inner, _) = subscribe(NETLINK_ROUTE, &[LINK, IPV4_IFADDR, IPV6_IFADDR, IPV4_ROUTE, IPV6_ROUTE], true)?;
-            Ok(Self { overlay, inner, full_buffer })
-        };
-        open().because(|| "open an event socket".to_owned())
+        let mut groups = vec![LINK, NEIGH, TC, IPV4_IFADDR, IPV6_IFADDR, IPV4_NETCONF, IPV6_NETCONF];
+        if !on_host {
+            groups.extend([IPV4_ROUTE, IPV6_ROUTE]);
+        }
+        let opened = subscribe(NETLINK_ROUTE, &groups, false, BUFFER).because(|| "open an event socket".to_owned());
+        opened.map(|(socket, full_buffer)| Self { socket, full_buffer })
     }
 
-    /// Whether the receive buffers have the size that was asked for; not so in a user namespace, where `rmem_max` bounds them.
+    /// Whether the receive buffer has the size that was asked for; not so in a user namespace, where `rmem_max` bounds it.
     pub(super) const fn full_buffer(&self) -> bool {
         self.full_buffer
     }
 
-    pub(super) fn fds(&self) -> [BorrowedFd<'_>; 2] {
-        [self.overlay.as_fd(), self.inner.as_fd()]
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 
     /// Reads what has come, without waiting. Neighbour notifications that `port` caused are left out: its acknowledgements tell
     /// more (notifications of forwarding rows name no cause).
     pub(super) fn drain(&self, port: u32) -> Drained {
         let mut drained = Drained::default();
-        self.drain_overlay(port, &mut drained);
-        self.drain_inner(&mut drained);
-        drained
-    }
-
-    fn drain_overlay(&self, port: u32, drained: &mut Drained) {
-        let overrun = drain(&self.overlay, |datagram| {
-            wire::messages(datagram).for_each(|message| heard(&message, port, drained));
+        let overrun = drain(&self.socket, |datagram| {
+            wire::messages(datagram).for_each(|message| heard(&message, port, &mut drained));
             !drained.events.is_empty() || !drained.ports.is_empty()
         });
         if overrun {
             drained.events.push(Event::Overrun);
         }
-    }
-
-    fn drain_inner(&self, drained: &mut Drained) {
-        let mut buffer = vec![0; 64 << 10];
-        let mut control = [0_u8; 64];
-        let mut changed = BTreeSet::new();
-        let mut overrun = false;
-        let mut read = 0;
-        while read < MOST || (changed.is_empty() && drained.events.is_empty()) {
-            let mut parts = [IoSliceMut::new(&mut buffer)];
-            let flags = MsgFlags::MSG_DONTWAIT;
-            match recvmsg::<NetlinkAddr>(self.inner.as_raw_fd(), &mut parts, Some(&mut control), flags) {
-                Ok(received) => {
-                    read += 1;
-                    // The overlay's own notifications come without an identifier.
-                    let from_kernel = received.address.is_none_or(|sender| sender.pid() == 0);
-                    let nsid = received.cmsgs().ok().and_then(|mut list| list.find_map(|one| nsid_of(&one)));
-                    let length = received.bytes;
-                    if let Some(nsid) = nsid.filter(|_| from_kernel) {
-                        let datagram = buffer.get(..length).unwrap_or_default();
-                        changed.extend(wire::messages(datagram).map(|message| (nsid, link_of(&message))));
-                    }
-                }
-                Err(Errno::EINTR) => {}
-                Err(Errno::ENOBUFS) => overrun = true,
-                Err(_) => break,
-            }
-        }
-        drained.events.extend(changed.into_iter().map(|(nsid, ifindex)| Event::Inner { nsid, ifindex }));
-        if overrun {
-            drained.events.push(Event::InnerOverrun);
-        }
+        drained
     }
 }
 
@@ -161,10 +112,15 @@ pub(super) fn drain(socket: &Socket, mut each: impl FnMut(&[u8]) -> bool) -> boo
 
 /// A socket that hears groups of a protocol, also of all namespaces that have an identifier in the one it is opened in; and whether
 /// its receive buffer is as large as asked for.
-pub(super) fn subscribe(protocol: isize, groups: &[u32], all_nsid: bool) -> std::io::Result<(Socket, bool)> {
+pub(super) fn subscribe(
+    protocol: isize,
+    groups: &[u32],
+    all_nsid: bool,
+    buffer: usize,
+) -> std::io::Result<(Socket, bool)> {
     let mut socket = Socket::new(protocol)?;
     socket.set_non_blocking(true)?;
-    let full_buffer = raise_buffer(&socket, BUFFER)?;
+    let full_buffer = raise_buffer(&socket, buffer)?;
     socket.bind(&SocketAddr::new(0, 0))?;
     if all_nsid {
         socket.set_listen_all_namespaces(true)?;
@@ -173,27 +129,6 @@ pub(super) fn subscribe(protocol: isize, groups: &[u32], all_nsid: bool) -> std:
         socket.add_membership(*group)?;
     }
     Ok((socket, full_buffer))
-}
-
-/// The link that a notification is about.
-fn link_of(message: &Message<'_>) -> Option<u32> {
-    match message.kind {
-        libc::RTM_NEWLINK | libc::RTM_DELLINK => decode::link_head(message.body).map(|(_, ifindex)| ifindex),
-        libc::RTM_NEWADDR | libc::RTM_DELADDR => decode::address_ifindex(message.body),
-        libc::RTM_NEWROUTE | libc::RTM_DELROUTE => decode::route_ifindex(message.body),
-        _ => None,
-    }
-}
-
-/// The namespace identifier that comes beside a message.
-fn nsid_of(message: &ControlMessageOwned) -> Option<i32> {
-    let ControlMessageOwned::Unknown(message) = message else { return None };
-    let header = (message.cmsg_header.cmsg_level, message.cmsg_header.cmsg_type);
-    if header == (libc::SOL_NETLINK, libc::NETLINK_LISTEN_ALL_NSID) {
-        wire::i32_at(&message.data_bytes, 0)
-    } else {
-        None
-    }
 }
 
 fn heard(message: &Message<'_>, port: u32, drained: &mut Drained) {

@@ -1,5 +1,5 @@
-//! Operations. Consecutive ones on rows go in batches; links and addresses go one by one, since what they need is opened for
-//! them and closed again.
+//! Operations. Consecutive ones on rows go in batches, links are removed and tables changed several at a time; links and addresses are made
+//! one by one, since what they need is opened for them and closed again.
 
 use std::os::fd::AsFd as _;
 
@@ -12,18 +12,27 @@ use super::{
     inner::{self, Opened},
     netns::Held,
     reclaim::{self, Lost},
-    routes, settings,
+    removal, routes, settings,
     socket::{MOST_MESSAGES, Request, RouteSocket},
 };
 use crate::{
     engine::{Failure, LinkChange, LinkRef, NewLink, Op, Place},
-    model::Netns,
+    model::{Netns, nft::Change},
 };
+
+/// So many transactions of nftables go as one, as long as none is refused.
+const MOST_TRANSACTIONS: usize = 64;
 
 /// Applies operations in their order.
 pub(super) fn apply(kernel: &mut NetworkKernel, ops: &[Op]) -> Vec<Result<(), Failure>> {
     let mut run = Run { kernel, batch: Vec::new(), inner: None, results: Vec::with_capacity(ops.len()) };
-    for op in ops {
+    let mut rest = ops;
+    while let Some(op) = rest.first() {
+        let together = run.together(rest);
+        rest = rest.get(together.max(1)..).unwrap_or_default();
+        if together > 0 {
+            continue;
+        }
         match encode::row(op) {
             Some(request) => {
                 run.batch.push(request);
@@ -51,6 +60,40 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
+    /// Applies as many operations from the first on as cost no more together than one; none where there are no several.
+    fn together(&mut self, ops: &[Op]) -> usize {
+        let links = ops.iter().map_while(|op| match op {
+            Op::DeleteLink { place: Place::Overlay, ifindex } => Some(*ifindex),
+            _ => None,
+        });
+        let links: Vec<u32> = links.take(removal::MOST).collect();
+        if links.len() > 1 {
+            self.flush();
+            match self.kernel.overlay() {
+                Ok(overlay) => {
+                    let results = removal::delete(&mut overlay.socket, &links).into_iter();
+                    self.results.extend(results.map(|result| result.map_err(Failure::from)));
+                }
+                Err(error) => self.results.extend(links.iter().map(|_| Err(error.clone().into()))),
+            }
+            return links.len();
+        }
+        let changes = ops.iter().map_while(|op| match op {
+            Op::ChangeRules(changes) => Some(changes.as_slice()),
+            _ => None,
+        });
+        let changes: Vec<&[Change]> = changes.take(MOST_TRANSACTIONS).collect();
+        if changes.len() > 1 {
+            self.flush();
+            // Where one is refused none is applied: then each is tried by itself, and has its own result.
+            if self.kernel.overlay().is_ok_and(|overlay| overlay.rules.change(&changes.concat()).is_ok()) {
+                self.results.extend(changes.iter().map(|_| Ok(())));
+                return changes.len();
+            }
+        }
+        0
+    }
+
     fn flush(&mut self) {
         let batch = std::mem::take(&mut self.batch);
         if batch.is_empty() {
@@ -118,7 +161,7 @@ impl Run<'_> {
             let bodies = overlay.socket.call_one(encode::get_link(&LinkRef::Index(ifindex)))?;
             let link = bodies.first().and_then(|body| super::decode::link(body));
             let link = link.ok_or_else(|| Error::torn("the link was not shown"))?;
-            overlay.netns.enter(|| settings::write_sysctls(&link.name, &change.settings))?;
+            self.kernel.hold_home()?.enter(|| settings::write_sysctls(&link.name, &change.settings))?;
         }
         set_link(self.socket(place)?, ifindex, change)
     }
@@ -174,9 +217,10 @@ impl Run<'_> {
     /// A kernel before 6.15 looks for the new device's name in the namespace of the sender, and refuses it because of a device of
     /// the host. Then it is made under another name and gets its own in its own namespace, down all the while.
     fn add_vxlan(&mut self, new: &NewLink, name: &str) -> Result<(), Error> {
+        let home = self.kernel.hold_home()?;
         let overlay = self.kernel.overlay()?;
         let mut host = RouteSocket::open()?;
-        let request = encode::add_link(new, Some(overlay.netns.fd.as_fd()));
+        let request = encode::add_link(new, Some(home.fd.as_fd()));
         let refused = match host.call_one(request) {
             Err(error) if error.errno == Errno::EEXIST => error,
             other => return other.map(drop),
@@ -189,11 +233,11 @@ impl Run<'_> {
             return Err(refused);
         }
         let mut other = new.clone();
-        let interim = format!("vt{:x}", overlay.netns.id.inode);
+        let interim = format!("vt{:x}", home.id.inode);
         if let NewLink::Vxlan { name, .. } = &mut other {
             name.clone_from(&interim);
         }
-        host.call_one(encode::add_link(&other, Some(overlay.netns.fd.as_fd())))?;
+        host.call_one(encode::add_link(&other, Some(home.fd.as_fd())))?;
         let bodies = overlay.socket.call_one(encode::get_link(&LinkRef::Name(interim)))?;
         let made = bodies.first().and_then(|body| super::decode::link(body));
         let made = made.ok_or_else(|| Error::torn("the new device was not shown"))?;

@@ -1,19 +1,20 @@
 //! Reads.
 
-use std::{collections::BTreeSet, net::IpAddr, path::PathBuf};
+use std::{collections::BTreeSet, net::IpAddr};
 
 use nix::errno::Errno;
 
 use super::{
-    Overlay,
     decode::{self, Row},
     encode,
     error::Error,
-    inner::{self, Opened},
     routes,
     socket::{Bodies, MOST_MESSAGES, RouteSocket},
 };
-use crate::engine::{Address, Answer, FdbPoint, InnerAt, InnerLink, InnerState, Link, LinkRef, Setting};
+use crate::engine::{Address, Answer, FdbPoint, InnerAt, InnerLink, Link, LinkRef, Setting};
+
+/// More addresses of one link than this are not read: whoever is in an endpoint's namespace may make as many as he likes.
+const MOST_ADDRESSES: usize = 4096;
 
 /// All links and addresses.
 pub(super) fn links(socket: &mut RouteSocket) -> Result<Answer, Error> {
@@ -82,33 +83,25 @@ fn bridge_is_up(socket: &mut RouteSocket, master: Option<u32>) -> Result<bool, E
 }
 
 fn addresses(socket: &mut RouteSocket, ifindex: Option<u32>) -> Result<Vec<Address>, Error> {
-    let mut addresses = Vec::new();
-    socket.dump(encode::dump_addresses(ifindex), |_, body| addresses.extend(decode::address(body)))?;
-    addresses.retain(|address| ifindex.is_none_or(|ifindex| address.ifindex == ifindex));
+    let mut addresses: Vec<Address> = Vec::new();
+    let whole = socket.dump_while(encode::dump_addresses(ifindex), |_, body| {
+        let of_link = |address: &Address| ifindex.is_none_or(|ifindex| address.ifindex == ifindex);
+        addresses.extend(decode::address(body).filter(of_link));
+        ifindex.is_none() || addresses.len() <= MOST_ADDRESSES
+    })?;
+    if !whole {
+        let text = format!("the link has more than {MOST_ADDRESSES} addresses");
+        return Err(Error::new(Errno::E2BIG, text));
+    }
     Ok(addresses)
 }
 
-/// The container's end of an endpoint.
-pub(super) fn inner(overlay: Option<&mut Overlay>, roots: &[PathBuf], at: &InnerAt) -> Result<Answer, Error> {
-    Ok(Answer::Inner(match inner::open_netns(roots, &at.netns)? {
-        Opened::NoNetns => InnerState::NoNetns,
-        Opened::Refused(reason) => InnerState::Refused(reason),
-        Opened::Netns(held, mut socket) => {
-            let link = at.ifindex.map_or_else(|| LinkRef::Name(at.ifname.clone()), LinkRef::Index);
-            let link = match one_link(&mut socket, &link)? {
-                Some((link, addresses)) => {
-                    let (routes, defaults_elsewhere) = routes::of_link(&mut socket, link.ifindex)?;
-                    Some(InnerLink { link, addresses, routes, defaults_elsewhere })
-                }
-                None => None,
-            };
-            let nsid = match overlay {
-                Some(overlay) => inner::nsid(&mut overlay.socket, &held)?,
-                None => None,
-            };
-            InnerState::Netns { id: held.id, nsid, link }
-        }
-    }))
+/// The container's end of an endpoint, if there is a link.
+pub(super) fn inner_link(socket: &mut RouteSocket, at: &InnerAt) -> Result<Option<InnerLink>, Error> {
+    let link = at.ifindex.map_or_else(|| LinkRef::Name(at.ifname.clone()), LinkRef::Index);
+    let Some((link, addresses)) = one_link(socket, &link)? else { return Ok(None) };
+    let (routes, defaults_elsewhere) = routes::of_link(socket, link.ifindex)?;
+    Ok(Some(InnerLink { link, addresses, routes, defaults_elsewhere }))
 }
 
 /// The rows of a link's own table and of its bridge's that point to it.

@@ -26,6 +26,9 @@ use crate::{
     model::Route,
 };
 
+/// More routes of a namespace's main table than this are not read: whoever is in it may make a million.
+const MOST: usize = 4096;
+
 /// `struct rtmsg` and `struct rtnexthop`: the fixed headers before the attributes.
 const RTMSG: usize = 12;
 const RTNEXTHOP: usize = 8;
@@ -183,14 +186,22 @@ const fn address(ip: IpAddr) -> RouteAddress {
 pub(super) fn of_link(socket: &mut RouteSocket, ifindex: u32) -> Result<(Vec<RouteRow>, BTreeSet<Family>), Error> {
     let mut found: Vec<Found> = Vec::new();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-        let mut message = RouteMessage::default();
-        message.header.address_family = family;
-        message.header.table = RouteHeader::RT_TABLE_MAIN;
-        match socket.dump(RouteNetlinkMessage::GetRoute(message), |_, body| found.extend(decode(body))) {
-            // The table is made with its first route.
-            Err(error) if error.errno == Errno::ENOENT && !error.torn => {}
-            other => other?,
+        let mut of_family = Vec::new();
+        // Of a table that is longer than anybody needs only our own are looked for: it costs neither memory nor much time then, and
+        // what others lead to the same destinations shows when ours cannot be made.
+        if !dump(socket, whole(family), &mut of_family)? {
+            of_family.clear();
+            let mut ours = whole(family);
+            ours.header.protocol = RouteProtocol::from(ROUTE_PROTOCOL);
+            ours.attributes.push(RouteAttribute::Oif(ifindex));
+            if !dump(socket, ours, &mut of_family)? {
+                let text = format!("more than {MOST} routes carry our protocol number");
+                return Err(Error::new(Errno::E2BIG, text));
+            }
+            // Whether ours is the only one that leads there is not known: it is replaced by one that goes and one that comes.
+            of_family.iter_mut().for_each(|found| found.alone = false);
         }
+        found.append(&mut of_family);
     }
     let mut leading: BTreeMap<IpNet, u32> = BTreeMap::new();
     for found in found.iter().filter(|found| found.usual) {
@@ -203,9 +214,30 @@ pub(super) fn of_link(socket: &mut RouteSocket, ifindex: u32) -> Result<(Vec<Rou
         route: found.route,
         ours: found.ours,
         plain: found.plain,
-        alone: leading.get(&found.route.dst) == Some(&1),
+        alone: found.alone && leading.get(&found.route.dst) == Some(&1),
     };
     Ok((own.map(row).collect(), elsewhere))
+}
+
+/// Asks for the main table of a family.
+fn whole(family: AddressFamily) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family;
+    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    message
+}
+
+/// The routes that a dump shows; false where it would show more than [`MOST`].
+fn dump(socket: &mut RouteSocket, message: RouteMessage, found: &mut Vec<Found>) -> Result<bool, Error> {
+    let dumped = socket.dump_while(RouteNetlinkMessage::GetRoute(message), |_, body| {
+        found.extend(decode(body));
+        found.len() <= MOST
+    });
+    match dumped {
+        // The table is made with its first route.
+        Err(error) if error.errno == Errno::ENOENT && !error.torn => Ok(true),
+        other => other,
+    }
 }
 
 /// A route of the main table.
@@ -219,6 +251,8 @@ struct Found {
     kernels_own: bool,
     /// It has the metric that ours have.
     usual: bool,
+    /// What else leads there is known.
+    alone: bool,
 }
 
 fn decode(body: &[u8]) -> Option<Found> {
@@ -251,7 +285,7 @@ fn decode(body: &[u8]) -> Option<Found> {
     let route = Route { dst: IpNet::new(dst, length).ok()?, via };
     let kernels_own = matches!(protocol, RTPROT_REDIRECT | RTPROT_KERNEL | RTPROT_RA);
     let ours = protocol == ROUTE_PROTOCOL;
-    (table == RT_TABLE_MAIN).then_some(Found { route, links, ours, plain, kernels_own, usual })
+    (table == RT_TABLE_MAIN).then_some(Found { route, links, ours, plain, kernels_own, usual, alone: true })
 }
 
 /// The links of a route that has several next hops.

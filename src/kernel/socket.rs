@@ -2,7 +2,7 @@
 //! returns, goes on after a failing message, and answers each failure with that message's sequence number, asked for an
 //! acknowledgement or not.
 
-use std::{marker::PhantomData, os::fd::AsFd};
+use std::{cell::Cell, marker::PhantomData, os::fd::AsFd};
 
 use netlink_packet_core::{Emitable as _, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkSerializable};
 use netlink_packet_route::RouteNetlinkMessage;
@@ -39,6 +39,14 @@ const NLM_F_ACK_TLVS: u16 = 0x200;
 const NLM_F_DUMP_INTR: u16 = 0x10;
 const NLMSGERR_ATTR_MSG: u16 = 1;
 
+/// No datagram of the kernel's answers is longer (`netlink_dump`, net/netlink/af_netlink.c).
+const LONGEST_ANSWER: usize = 64 << 10;
+
+thread_local! {
+    /// Where answers are read into.
+    static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
 /// A message of one of netlink's protocols.
 pub(super) trait Protocol: NetlinkSerializable {
     /// The protocol's number (`include/uapi/linux/netlink.h`).
@@ -68,6 +76,7 @@ pub(super) struct RequestSocket<M> {
     socket: Socket,
     port: u32,
     sequence: u32,
+    /// The thread's, while a request is under way: a thousand sockets hold none.
     buffer: Vec<u8>,
     /// An answer may still come for a request that was given up.
     leftovers: bool,
@@ -87,8 +96,7 @@ impl<M: Protocol> RequestSocket<M> {
             Ok((socket, port))
         };
         let (socket, port) = open().because(|| "open a netlink socket".to_owned())?;
-        let buffer = Vec::with_capacity(64 << 10);
-        Ok(Self { socket, port, sequence: 0, buffer, leftovers: false, speaks: PhantomData })
+        Ok(Self { socket, port, sequence: 0, buffer: Vec::new(), leftovers: false, speaks: PhantomData })
     }
 
     /// The port id that the kernel puts into notifications of what this socket asked for.
@@ -96,15 +104,25 @@ impl<M: Protocol> RequestSocket<M> {
         self.port
     }
 
+    fn with_buffer<T>(&mut self, work: impl FnOnce(&mut Self) -> T) -> T {
+        self.buffer = BUFFER.take();
+        self.buffer.reserve(LONGEST_ANSWER);
+        let result = work(self);
+        BUFFER.set(std::mem::take(&mut self.buffer));
+        result
+    }
+
     /// Sends requests that are no dumps, in as few sends as the limits allow, and gives for each what answered it.
     pub(super) fn call(&mut self, requests: &[Request<M>]) -> Vec<Result<Bodies, Error>> {
-        let mut results = Vec::with_capacity(requests.len());
-        let mut rest = requests;
-        while !rest.is_empty() {
-            let taken = self.exchange(rest, &mut results).max(1);
-            rest = rest.get(taken..).unwrap_or_default();
-        }
-        results
+        self.with_buffer(|this| {
+            let mut results = Vec::with_capacity(requests.len());
+            let mut rest = requests;
+            while !rest.is_empty() {
+                let taken = this.exchange(rest, &mut results).max(1);
+                rest = rest.get(taken..).unwrap_or_default();
+            }
+            results
+        })
     }
 
     /// Sends one request that is no dump.
@@ -125,8 +143,17 @@ impl<M: Protocol> RequestSocket<M> {
         .map(drop)
     }
 
-    /// The same, until `each` says that it is enough; whether the dump was complete.
+    /// The same for as long as `each` wants more. False when it did not want all: the rest is not asked for, and whether it was
+    /// interrupted is not known.
     pub(super) fn dump_while(
+        &mut self,
+        message: impl NetlinkSerializable,
+        each: impl FnMut(u16, &[u8]) -> bool,
+    ) -> Result<bool, Error> {
+        self.with_buffer(|this| this.dump_into(message, each))
+    }
+
+    fn dump_into(
         &mut self,
         message: impl NetlinkSerializable,
         mut each: impl FnMut(u16, &[u8]) -> bool,
@@ -168,18 +195,20 @@ impl<M: Protocol> RequestSocket<M> {
         requests: &[Request<M>],
         mut answered: impl FnMut(usize, Result<(), Error>) -> bool,
     ) -> Result<(), Error> {
-        self.drop_leftovers();
-        let first = self.sequence.wrapping_add(1);
-        self.tell(requests)?;
-        loop {
-            self.receive()?;
-            for message in wire::messages(&self.buffer).filter(|message| message.kind == NLMSG_ERROR) {
-                let Ok(index) = usize::try_from(message.sequence.wrapping_sub(first)) else { continue };
-                if index < requests.len() && answered(index, outcome(&message)) {
-                    return Ok(());
+        self.with_buffer(|this| {
+            this.drop_leftovers();
+            let first = this.sequence.wrapping_add(1);
+            this.tell(requests)?;
+            loop {
+                this.receive()?;
+                for message in wire::messages(&this.buffer).filter(|message| message.kind == NLMSG_ERROR) {
+                    let Ok(index) = usize::try_from(message.sequence.wrapping_sub(first)) else { continue };
+                    if index < requests.len() && answered(index, outcome(&message)) {
+                        return Ok(());
+                    }
                 }
             }
-        }
+        })
     }
 
     /// Sends requests in one datagram and waits for no answer: the kernel has worked through them nevertheless.
@@ -416,7 +445,7 @@ mod tests {
     fn a_kernel_that_does_not_answer_is_not_waited_for_without_end() {
         let mut socket = RouteSocket::open().unwrap();
         setsockopt(&socket.socket.as_fd(), sockopt::ReceiveTimeout, &TimeVal::milliseconds(20)).unwrap();
-        let error = socket.receive().unwrap_err();
+        let error = socket.with_buffer(RouteSocket::receive).unwrap_err();
         assert!(error.torn, "{error:?}");
     }
 

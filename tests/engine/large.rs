@@ -201,7 +201,8 @@ fn rows_to_other_hosts_go_between_the_removals_of_endpoints_that_stop() {
     let row = lab.kernel.log.iter().position(|op| matches!(op, Op::PutFdb { .. })).unwrap();
     let before = lab.kernel.log[..row].iter().filter(removals).count();
     let after = lab.kernel.log[row..].iter().filter(removals).count();
-    assert!(before <= 2 && after >= 48, "{before} removals went before the row, {after} after it");
+    // As many as are sent together.
+    assert!(before <= 24 && after >= 26, "{before} removals went before the row, {after} after it");
     lab.quiet();
 }
 

@@ -29,7 +29,7 @@ fn the_overlay_namespace_is_made_found_and_deleted() {
     assert_eq!(lo[0]["ifalias"], "vtepd:default:demo");
     assert!(lo[0]["flags"].as_array().unwrap().contains(&value!("UP")));
     let generation = kernel.generation();
-    assert_eq!(kernel.event_fds().len(), 3);
+    assert_eq!(kernel.event_fds().len(), 2);
     assert_eq!(netns(&mut kernel), NetnsState::Ours(id), "found again");
     assert_eq!(kernel.generation(), generation, "the sockets are kept");
     assert_eq!(kernel.apply(&[Op::CreateNetns])[0].as_ref().unwrap_err().kind, FailureKind::Exists);

@@ -10,7 +10,7 @@ use crate::{
     engine::Failure,
     kernel::{
         error::Because as _,
-        monitor::{drain, subscribe},
+        monitor::{BUFFER, drain, subscribe},
         wire,
     },
     model::nft::TableId,
@@ -37,7 +37,7 @@ impl Monitor {
     /// # Errors
     /// No socket is to be had, or the caller may not hear of netfilter (`CAP_NET_ADMIN`).
     pub fn open() -> Result<Self, Failure> {
-        let subscribed = subscribe(NETLINK_NETFILTER, &[n::NFNLGRP_NFTABLES], false);
+        let subscribed = subscribe(NETLINK_NETFILTER, &[n::NFNLGRP_NFTABLES], false, BUFFER);
         let (socket, _) = subscribed.because(|| "open an event socket".to_owned())?;
         Ok(Self { socket })
     }
