@@ -3,12 +3,12 @@
 use std::{collections::BTreeSet, process::Stdio};
 
 use nix::sys::signal::Signal;
-use vtepd::lab::Lab;
+use vtepd::lab::{Agent, Lab, LabError};
 
 use crate::{
     hosts::{
-        VTEPD, applied, assert_no_operation, count, gone, in_private, options, ping, put, restart_without_an_operation,
-        run, start, started, words,
+        VTEPD, applied, assert_no_operation, gone, in_private, options, ping, put, restart_without_an_operation, run,
+        start, started, until, words,
     },
     seed::seed,
 };
@@ -74,6 +74,14 @@ fn an_agent_without_memory_takes_down_what_is_no_longer_desired_and_cleanup_the_
     assert!(!run(host, "ip -n test1 -br link").contains("eth"), "the container has no interface of ours");
 }
 
+/// Waits until so many records count as rejected: what is said of records follows their change a moment later.
+fn rejected(agent: &mut Agent, records: f64) {
+    until(agent, "rejected records", |agent| {
+        let now = agent.metrics()?.count("vtepd_rejected_records", &[]);
+        if now == records { Ok(()) } else { Err(LabError::not_so(format!("{now}"))) }
+    });
+}
+
 #[test]
 fn a_record_that_went_bad_while_no_agent_ran_keeps_its_last_good_version_in_force() {
     in_private!();
@@ -84,11 +92,11 @@ fn a_record_that_went_bad_while_no_agent_ran_keeps_its_last_good_version_in_forc
     let mut agent = start(&lab, &lab.hosts[0]);
     applied(&lab, [&mut agent]);
     assert_no_operation(&mut agent);
-    assert_eq!(count(&mut agent, "vtepd_rejected_records", &[]), 1.0);
+    rejected(&mut agent, 1.0);
     ping(&lab.hosts[0], "test1", "10.0.0.3");
     put(&lab, "endpoints/overlay-demo/docker-node2/test2", r#"{"ip":["10.0.0.4"]}"#);
     applied(&lab, [&mut agent]);
-    assert_eq!(count(&mut agent, "vtepd_rejected_records", &[]), 0.0);
+    rejected(&mut agent, 0.0);
     let fdb = run(&lab.hosts[0], "bridge -n vtepd-overlay-demo fdb show dev vxlan1 self");
     assert!(fdb.contains("02:42:0a:00:00:04") && !fdb.contains("02:42:0a:00:00:03"), "{fdb}");
     agents.push(agent);
