@@ -41,6 +41,7 @@ impl Node {
             node: name.parse().unwrap(),
             vtep: None,
             underlay_mtu: 1500,
+            max_removal: 50,
             host_endpoints: false,
         });
         let heard = SOURCES.map(|(_, prefix)| {

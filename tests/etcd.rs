@@ -271,6 +271,7 @@ async fn an_audit_beside_a_running_watch_finds_nothing_when_all_is_right() {
         vtep: Some("192.168.0.1".parse().unwrap()),
         host_endpoints: false,
         underlay_mtu: 1500,
+        max_removal: 50,
     };
     let mut store = Store::new(store);
     let writer = tokio::spawn(async move {

@@ -241,6 +241,7 @@ fn store() -> Store {
         vtep: Some("192.168.205.10".parse().unwrap()),
         host_endpoints: true,
         underlay_mtu: 1500,
+        max_removal: 100,
     })
 }
 

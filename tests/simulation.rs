@@ -60,6 +60,8 @@ struct Host {
     store: Store,
     /// The next revision to hear of; 0 asks for a listing.
     position: i64,
+    /// How often the store was restored, as far as this host heard.
+    losses: usize,
     engines: BTreeMap<Name, Network>,
     /// What networks that stood before are told only when everything was listed.
     waiting: BTreeMap<Name, Update>,
@@ -71,6 +73,7 @@ struct Host {
 struct World {
     chance: Chance,
     etcd: SimEtcd,
+    backup: SimEtcd,
     hosts: Vec<Host>,
     now: Cell<Duration>,
     foreign_writers: bool,
@@ -105,6 +108,7 @@ fn new_store(node: &Name) -> Store {
         vtep: None,
         host_endpoints: true,
         underlay_mtu: 1500,
+        max_removal: 50,
     })
 }
 
@@ -115,12 +119,14 @@ impl Host {
         let kernels = networks.map(|network| (network.parse().unwrap(), SimKernel::new(seed))).collect();
         let (store, outside, engines) = (new_store(&node), WayOutside::new(seed), BTreeMap::new());
         let waiting = BTreeMap::new();
-        Self { store, node, position: 0, engines, waiting, kernels, outside, drift: Vec::new() }
+        Self { store, node, position: 0, losses: 0, engines, waiting, kernels, outside, drift: Vec::new() }
     }
 
     /// The agent dies and starts again: all memory is gone, the kernel is as it was.
     fn crash(&mut self) {
+        let memory = self.store.memory();
         self.store = new_store(&self.node);
+        memory.into_iter().for_each(|memory| self.store.remember(memory));
         self.position = 0;
         self.engines.clear();
         self.waiting.clear();
@@ -175,6 +181,7 @@ impl Host {
         self.position = etcd.revision + 1;
         if first {
             self.outside.sweep(etcd.revision, now);
+            self.hold();
             for (name, update) in std::mem::take(&mut self.waiting) {
                 let nothing = Update { revision: etcd.revision, spec: Some(None), endpoints: Vec::new() };
                 let update = if self.store.is_told(&name) { update } else { nothing };
@@ -183,9 +190,22 @@ impl Host {
         }
     }
 
-    /// Hears at most `revisions` of them, or lists when it is behind the compaction.
+    /// Engines keep what only an earlier agent knew.
+    fn hold(&mut self) {
+        let held: BTreeSet<Name> = self.store.unsure().map(|(name, _)| name.clone()).collect();
+        for (name, engine) in &mut self.engines {
+            engine.hold_removals(held.contains(name));
+        }
+    }
+
+    /// Hears at most `revisions` of them, or lists when it is behind the compaction, or the store went back.
     fn hear(&mut self, etcd: &SimEtcd, revisions: usize, now: Time) {
-        if self.position == 0 || self.position <= etcd.compacted {
+        let went_back = self.position > etcd.revision + 1 || etcd.lost > self.losses;
+        self.losses = etcd.lost;
+        if self.position == 0 || self.position <= etcd.compacted || went_back {
+            if went_back {
+                self.store.went_back();
+            }
             return self.list(etcd, now);
         }
         for (revision, changes) in etcd.events_from(self.position).into_iter().take(revisions) {
@@ -193,6 +213,7 @@ impl Host {
             self.give(updates, now);
             self.position = revision + 1;
         }
+        self.hold();
     }
 
     /// Runs every engine for at most so many effects.
@@ -220,14 +241,19 @@ impl World {
         let mut world = Self {
             chance: Chance::new(seed),
             etcd: SimEtcd::default(),
+            backup: SimEtcd::default(),
             hosts: NODES.iter().zip(1..).map(|(node, n)| Host::new(node, seed * 31 + n)).collect(),
             now: Cell::new(Duration::from_secs(1)),
             foreign_writers,
             history: Vec::new(),
         };
+        world.etcd.put("/p/store", r#"{"id":"one"}"#);
+        // A layout of which nothing stands is not believed.
+        world.etcd.put(&format!("/d/network/{}", "e".repeat(64)), r#"{"networkType":"bridge"}"#);
         for (node, n) in NODES.iter().zip(10..) {
             world.etcd.put(&format!("/p/nodes/{node}"), &format!(r#"{{"vtep":"192.168.205.{n}"}}"#));
         }
+        world.backup = world.etcd.clone();
         world
     }
 
@@ -322,6 +348,22 @@ impl World {
     fn any_network(&mut self) -> Name {
         let networks = [NETWORKS[0], NETWORKS[1], NETWORKS[2], DOCKER];
         self.chance.pick(&networks).unwrap().parse().unwrap()
+    }
+
+    /// Somebody backs the store up, brings an older one back, or deletes it whole.
+    fn lose(&mut self) {
+        match self.chance.below(16) {
+            0..=3 => self.backup = self.etcd.clone(),
+            4 if self.backup.revision < self.etcd.revision => {
+                self.note("an older store is restored".into());
+                self.etcd.restore(&self.backup);
+            }
+            5 => {
+                self.note("the store is deleted whole".into());
+                self.etcd.delete_below("/p/");
+            }
+            _ => {}
+        }
     }
 
     fn containers(&mut self) {
@@ -438,7 +480,8 @@ impl World {
 
     fn step(&mut self) {
         let (host, now) = (self.chance.below(self.hosts.len()), self.now());
-        match self.chance.below(24) {
+        match self.chance.below(25) {
+            24 => self.lose(),
             0..=4 => self.operator(),
             5..=6 => self.docker(),
             7 => self.containers(),
@@ -508,6 +551,12 @@ impl World {
             host.kernels.values_mut().for_each(end_foreign_routes);
         }
         for round in 0..8 {
+            if round == 1 {
+                for network in NETWORKS.iter().chain([&DOCKER]) {
+                    let value = format!(r#"{{"revision":{}}}"#, self.etcd.revision);
+                    self.etcd.put(&format!("/p/approvals/{network}"), &value);
+                }
+            }
             self.now.set(self.now.get() + Duration::from_secs(61));
             let (now, etcd) = (self.now(), &self.etcd);
             for host in self.hosts.iter_mut().filter(|_| round == 4) {

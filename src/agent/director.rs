@@ -13,6 +13,7 @@ use super::{
     Error,
     addressees::Addressees,
     history::History,
+    keeper::Keeper,
     listening::Listening,
     mailbox::Mailbox,
     network::{self, Shared},
@@ -63,6 +64,7 @@ pub(super) struct Director {
     lost: BTreeSet<Source>,
     history: History,
     reporter: Reporter,
+    keeper: Keeper,
     /// Records that were said to be left out.
     said: BTreeSet<String>,
     /// Networks that were said to exceed the underlay.
@@ -83,6 +85,7 @@ impl Director {
         pages: Arc<AgentPages>,
         history: History,
         reporter: Reporter,
+        keeper: Keeper,
     ) -> Result<Self, Error> {
         let (pool, listening) = (Pool::start(), Listening::start()?);
         let pool = pool.map_err(|error| Error::System { what: "cannot start the networks' threads", error })?;
@@ -100,6 +103,7 @@ impl Director {
             lost: BTreeSet::new(),
             history,
             reporter,
+            keeper,
             said: BTreeSet::new(),
             exceeding: BTreeSet::new(),
             pace: Pace::new(LINES),
@@ -114,6 +118,9 @@ impl Director {
         match message {
             Message::Relist(reason) => {
                 self.pages.relist(reason.as_str());
+                if reason == Relist::Rollback {
+                    self.store.went_back();
+                }
                 self.store.begin_listing(source, reason == Relist::Audit);
                 return Ok(());
             }
@@ -121,7 +128,8 @@ impl Director {
                 let updates = self.store.list(source, page.records, page.endpoints);
                 self.dispatch(updates, self.shared.now());
             }
-            Message::Snapshot { revision, .. } => {
+            Message::Snapshot { revision, cluster } => {
+                self.store.hear_from(cluster);
                 info!(?source, revision, "listed the store");
                 let mut updates = self.store.listed(source, revision);
                 // At the start what is bad may have been good: its last good version counts before anything is done.
@@ -258,14 +266,16 @@ impl Director {
     /// Gives the networks their shares. Removals are held before anything could be removed, and let go only when what may
     /// desire it was told.
     fn dispatch(&mut self, updates: BTreeMap<Name, Update>, received: Time) {
-        let mut held = self.store.held();
+        let bad = self.store.held().into_iter().map(|(name, bad)| (name, bad.to_string()));
+        let absent = self.store.unsure().map(|(name, reason)| (name.clone(), reason.as_str().to_owned()));
+        let mut held: BTreeMap<Name, String> = bad.chain(absent).collect();
         // What leads outside from that network's endpoints stays as well.
         if let Some(because_of) = held.values().next().cloned() {
             held.insert(Name::host(), because_of);
         }
         for (name, because_of) in held.iter().filter(|(name, _)| !self.held.contains(*name)) {
             if *name != Name::host() {
-                warn!(network = %name, %because_of, "nothing of the network is removed while this record is bad");
+                warn!(network = %name, because_of, "nothing of the network is removed from the kernel while this is so");
             }
             self.running.get(name).into_iter().for_each(|running| running.mailbox.hold(true));
         }
@@ -316,6 +326,9 @@ impl Director {
             return;
         }
         self.shared.board.known();
+        let unlisted: Vec<Name> = self.standing.iter().filter(|name| !self.store.is_told(name)).cloned().collect();
+        self.store.find_unlisted(unlisted);
+        self.dispatch(BTreeMap::new(), self.shared.now());
         let revision = self.store.revision();
         let nothing = || Update { revision, spec: Some(None), endpoints: Vec::new() };
         for name in std::mem::take(&mut self.standing) {
@@ -372,7 +385,9 @@ impl Director {
         self.pages.turned();
         self.say_what_stands();
         self.pace.turn(say_suppressed);
-        self.reporter.look(&self.store, &self.shared.board.totals());
+        let held = self.keeper.look(&self.store);
+        self.pages.held(&held);
+        self.reporter.look(&self.store, &self.shared.board.totals(), &held);
         let (addressees, shared) = (&mut self.addressees, &self.shared);
         self.running.retain(|name, running| {
             let closed = running.mailbox.is_closed();
@@ -395,6 +410,7 @@ fn say_suppressed(records: u64) {
 
 impl Drop for Director {
     fn drop(&mut self) {
+        self.keeper.end(&self.store);
         for running in self.running.values() {
             running.mailbox.stop();
         }

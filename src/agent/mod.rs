@@ -9,6 +9,7 @@ mod claim;
 mod director;
 mod history;
 mod journal;
+mod keeper;
 mod limits;
 mod listening;
 mod lock;
@@ -35,7 +36,7 @@ use tokio::{net::TcpListener, sync::mpsc};
 use tracing::{info, warn};
 
 use self::{
-    claim::Claim, director::Director, history::History, lock::Lock, network::Shared, pages::AgentPages,
+    claim::Claim, director::Director, history::History, keeper::Keeper, lock::Lock, network::Shared, pages::AgentPages,
     status::Reporter, underlay::Underlay,
 };
 pub use self::{
@@ -43,7 +44,7 @@ pub use self::{
     reading::{ReadStore, read_store},
     recent::{Episode, Outcome},
     settings::{Owner, Settings},
-    status::{Blocked, Conflict, Lagging, Listed, Networks, NodeStatus, Rejection},
+    status::{Blocked, Conflict, HeldNetwork, Lagging, Listed, Networks, NodeStatus, Rejection},
     takedown::cleanup,
 };
 use crate::{
@@ -168,15 +169,18 @@ async fn follow(settings: &Settings, shared: Arc<Shared>, pages: Arc<AgentPages>
     let etcd = Etcd::new(settings.etcd());
     let vtep = registered(settings, &etcd, &pages).await;
     let mut underlay = Underlay::new(vtep)?;
-    let store = Store::new(StoreConfig {
+    let mut store = Store::new(StoreConfig {
         prefix: settings.prefix.trim_end_matches('/').to_owned(),
         docker_prefix: settings.docker_prefix.clone(),
         node: settings.node.clone(),
         vtep: settings.vtep,
         host_endpoints: settings.host_endpoints,
         underlay_mtu: underlay.mtu(),
+        max_removal: settings.max_removal,
     });
     let watch = |error| Error::System { what: "cannot watch the namespace directories", error };
+    let Owner { run_dir, instance, .. } = &settings.owner;
+    keeper::remembered(run_dir, instance).into_iter().for_each(|memory| store.remember(memory));
     let mut paths = paths::watch(settings.watched_dirs()).map_err(watch)?;
     let (sender, mut native) = mpsc::channel(MESSAGES);
     let followed = AbortOnDrop(tokio::spawn(etcd::follow(etcd.clone(), sender)));
@@ -186,8 +190,9 @@ async fn follow(settings: &Settings, shared: Arc<Shared>, pages: Arc<AgentPages>
     let also_followed = docker_etcd.map(|etcd| AbortOnDrop(tokio::spawn(etcd::follow(etcd, sender))));
     let history = History::new(etcd.clone());
     let outside = Outside::new(settings.with_outside.then(|| settings.owner.outside.clone()));
+    let keeper = Keeper::new(run_dir, instance, etcd.clone());
     let reporter = Reporter::new(etcd, settings.node.clone());
-    let mut director = Director::new(Arc::clone(&shared), store, outside, pages, history, reporter)?;
+    let mut director = Director::new(Arc::clone(&shared), store, outside, pages, history, reporter, keeper)?;
     director.read_what_stands()?;
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     loop {

@@ -8,7 +8,7 @@ use std::{
 
 use super::network::Shared;
 use crate::{
-    desired::Counts,
+    desired::{Counts, HeldRemovals},
     http::Pages,
     metrics::{Metrics, as_gauge, unix_now},
 };
@@ -29,13 +29,15 @@ struct State {
     turned: Instant,
     snapshot: bool,
     revision: i64,
+    /// Records whose removal is held; a network of which that is not known counts as one.
+    held: u64,
     /// Blocked records of the store-wide stage by kind and reason.
     blocked: BTreeMap<(&'static str, &'static str), i64>,
 }
 
 impl AgentPages {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        let state = State { turned: Instant::now(), snapshot: false, revision: 0, blocked: BTreeMap::new() };
+        let state = State { turned: Instant::now(), snapshot: false, revision: 0, held: 0, blocked: BTreeMap::new() };
         Self { shared, state: Mutex::new(state), scrape: Mutex::new(()) }
     }
 
@@ -100,12 +102,18 @@ impl AgentPages {
         state.blocked.insert(("link", "mtu"), as_gauge(counts.excesses as u64));
     }
 
+    /// The removals of records that are held.
+    pub(super) fn held(&self, held: &[HeldRemovals]) {
+        let records = |held: &HeldRemovals| held.records.max(1) as u64;
+        self.state().held = held.iter().map(records).sum();
+    }
+
     fn show(&self) {
         let (metrics, totals) = (self.metrics(), self.shared.board.totals());
         self.shared.board.show(metrics);
         let state = self.state();
         metrics.applied_revision.set(totals.behind.unwrap_or(state.revision).min(state.revision));
-        metrics.removals_held.set(as_gauge(totals.held));
+        metrics.removals_held.set(as_gauge(totals.held + state.held));
         metrics.blocked.reset();
         for ((kind, reason), count) in &state.blocked {
             metrics.blocked.with_label_values(&[kind, reason]).add(*count);

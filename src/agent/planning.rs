@@ -79,6 +79,7 @@ pub async fn read_for_plan(
         vtep,
         host_endpoints: settings.host_endpoints,
         underlay_mtu: DEFAULT_MTU,
+        max_removal: 50,
     };
     let mut read = read_store(&etcd, config(settings.vtep)).await?;
     if read.store.vtep().is_none() {

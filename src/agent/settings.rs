@@ -78,6 +78,8 @@ pub struct Settings {
     pub adopt_gateway_bridge: bool,
     /// How often the whole kernel state is read again.
     pub resync: Duration,
+    /// Deletes in one revision of more than so many percent of a network's endpoints are held.
+    pub max_removal: u8,
     /// etcd user.
     pub user: Option<User>,
     /// TLS material for etcd.

@@ -15,7 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::{
     checks::{absolute, vtep},
     log::Log,
-    options::{DEFAULT_SUBNET, Instance, Records, duration, gateway_subnet, gateway_subnet6},
+    options::{DEFAULT_SUBNET, Instance, Records, duration, gateway_subnet, gateway_subnet6, percent},
     rights,
     usage::Failure,
 };
@@ -56,6 +56,9 @@ pub(super) struct Arguments {
     /// How often the whole kernel state is read again without a reason
     #[arg(long, env = "VTEPD_RESYNC", default_value = "60s", value_parser = duration)]
     resync: Duration,
+    /// Deletes in one revision of more than this part of a network's endpoints, and of 50 or more, are held; 100% holds none
+    #[arg(long, env = "VTEPD_MAX_REMOVAL", default_value = "50%", value_parser = percent)]
+    max_removal: u8,
     #[command(flatten)]
     instance: Instance,
     #[command(flatten)]
@@ -98,6 +101,7 @@ impl Arguments {
             netns_roots: if self.netns_root.is_empty() { default_roots() } else { self.netns_root },
             host_endpoints: self.allow_host_endpoints,
             resync: self.resync,
+            max_removal: self.max_removal,
             user: etcd.user,
             tls: etcd.tls,
         })

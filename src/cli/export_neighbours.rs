@@ -59,6 +59,7 @@ fn commands(arguments: &Arguments) -> Result<String, String> {
         node: arguments.node.clone().map_or_else(nobody, Ok)?,
         vtep: arguments.vtep,
         underlay_mtu: 0,
+        max_removal: 50,
         host_endpoints: false,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

@@ -2,6 +2,7 @@
 
 mod agent;
 mod apply;
+mod approve;
 mod checks;
 mod cleanup;
 pub mod demo;
@@ -41,6 +42,8 @@ enum Verb {
     Agent(Box<agent::Arguments>),
     /// Write records from files: judged, shown, in one transaction, waited for
     Apply(Box<apply::Arguments>),
+    /// Let removals happen that agents hold because the store seems to have forgotten
+    Approve(Box<approve::Arguments>),
     /// Remove everything that this instance owns on this host
     Cleanup(cleanup::Arguments),
     /// Show it all on two private hosts: a ping across, a break and its repair
@@ -73,6 +76,7 @@ impl Verb {
             Self::Agent(arguments) => arguments.check(),
             Self::Apply(arguments) => arguments.records.check(),
             Self::Plan(arguments) => arguments.check(),
+            Self::Approve(arguments) => arguments.records.check(),
             Self::Cleanup(_) => rights::check().map_err(|error| format!("cleanup {error}")),
             Self::ExportNeighbours(arguments) => arguments.records.check(),
             Self::Validate(arguments) => arguments.check(),
@@ -95,6 +99,7 @@ pub fn main() -> ExitCode {
     match verb {
         Verb::Agent(arguments) => agent::run(*arguments),
         Verb::Apply(arguments) => apply::run(&arguments),
+        Verb::Approve(arguments) => approve::run(&arguments),
         Verb::Cleanup(arguments) => cleanup::run(&arguments),
         Verb::Demo(DemoArguments { keep }) => match std::env::current_exe() {
             Ok(vtepd) => demo::run(&demo::DemoOptions { keep, vtepd }),

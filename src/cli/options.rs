@@ -159,6 +159,12 @@ pub(super) fn prefixes_apart(native: &str, docker: Option<&str>) -> Result<(), S
     Ok(())
 }
 
+/// A part of a whole, such as `50%`; the sign may be left out.
+pub(super) fn percent(text: &str) -> Result<u8, String> {
+    let number = text.strip_suffix('%').unwrap_or(text).parse().ok();
+    number.filter(|percent| *percent <= 100).ok_or_else(|| "is not a part of a whole such as 50%".to_owned())
+}
+
 /// A time span: a number with `ms`, `s`, `m` or `h`.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
@@ -209,6 +215,14 @@ mod tests {
         }
         for bad in ["", "a/b", "x%d", "0123456789abcdef", "..", "lo", "a b", "a\n"] {
             assert!(bridge(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_part_is_of_a_hundred() {
+        assert_eq!((percent("50%"), percent("0"), percent("100%")), (Ok(50), Ok(0), Ok(100)));
+        for bad in ["", "%", "101%", "-1", "50 %", "half"] {
+            assert!(percent(bad).is_err(), "{bad}");
         }
     }
 

@@ -133,6 +133,7 @@ pub fn validate(
         vtep: None,
         host_endpoints: true,
         underlay_mtu: 1500,
+        max_removal: 50,
     });
     store.changes(0, nodes.stand_ins(prefix));
     for change in records {

@@ -111,11 +111,16 @@ impl Store {
 
     /// Brings everything to rest, and says what changed per network.
     pub(super) fn settle(&mut self) -> BTreeMap<Name, Update> {
-        self.make_of_docker();
-        self.decide_heads();
-        self.follow_own_vtep();
-        self.fit_endpoints();
-        self.decide_endpoints();
+        loop {
+            self.make_of_docker();
+            self.decide_heads();
+            self.follow_own_vtep();
+            self.fit_endpoints();
+            self.decide_endpoints();
+            if !self.give_way() && !self.trust() {
+                break;
+            }
+        }
         self.count_moved();
         let updates = if self.knows_heads() { self.tell() } else { BTreeMap::new() };
         for node in mem::take(&mut self.batch.left) {

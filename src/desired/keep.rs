@@ -5,10 +5,11 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 use super::{
     claims::{Claim, Rank},
     records::{EndpointState, EndpointValue, Held, Standing, segment_claims},
+    removal::digest,
     store::Store,
 };
 use crate::{
-    model::{EndpointId, Name, Network},
+    model::{EndpointId, Name, Network, stable_hash},
     schema::Key,
 };
 
@@ -28,6 +29,9 @@ impl Store {
         self.batch.moved.insert(node.clone());
         let Some(state) = self.nodes.get_mut(&node) else { return false };
         let before = std::mem::replace(&mut state.record, new);
+        let sum = |held: &Held<IpAddr>| stable_hash(format!("{node} {}", held.value).as_bytes());
+        self.node_sum = self.node_sum.wrapping_sub(before.as_ref().map_or(0, sum));
+        self.node_sum = self.node_sum.wrapping_add(state.record.as_ref().map_or(0, sum));
         if let Some(held) = &before {
             self.heads.leave(&held.rank, &[Claim::Vtep(held.value)]);
             self.losers.remove(&held.rank);
@@ -130,6 +134,7 @@ impl Store {
             self.batch.ends.extend(over.and_then(|over| endpoint_of(&over)));
             let state_of = EndpointState { held: new, standing: Standing::Pending, behind: None };
             state.endpoints.insert(id.clone(), state_of);
+            state.digest = state.digest.wrapping_add(digest(&id));
             self.pending += 1;
             self.endpoints += 1;
         }
@@ -148,6 +153,7 @@ impl Store {
         let node = canonical(&mut self.nodes, &id.node);
         let Some(state) = self.networks.get_mut(&network) else { return false };
         if let Some(gone) = state.endpoints.remove(id) {
+            state.digest = state.digest.wrapping_sub(digest(id));
             let next = state.quota.leave(&gone.held.rank);
             state.quota.rest();
             self.batch.ends.extend(next.and_then(|next| endpoint_of(&next)));

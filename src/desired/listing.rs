@@ -76,13 +76,14 @@ impl Store {
         if first { self.settle() } else { BTreeMap::new() }
     }
 
-    /// The listing is complete, as of this revision: what it omits is deleted.
+    /// The listing is complete, as of this revision: what it omits is deleted, unless the store may have forgotten it.
     pub fn listed(&mut self, source: Source, revision: i64) -> BTreeMap<Name, Update> {
         let listing = self.listings.remove(&source).unwrap_or_default();
-        self.heard.insert(source, revision);
+        let last = self.heard.insert(source, revision);
+        self.judge(source, revision, last, &listing.records);
         self.revision = self.heard.values().copied().max().unwrap_or(revision);
         let newest = listing.newest;
-        let changed = self.take_over(source, listing, &BTreeSet::new(), i64::MAX) > 0;
+        let changed = self.take_over(source, revision, listing, &BTreeSet::new(), i64::MAX) > 0;
         let known = self.newest.entry(source).or_default();
         // What is missing from a listing was deleted some time before it.
         let anew = !self.listed.contains(&source) || changed || *known > revision;
@@ -91,6 +92,8 @@ impl Store {
             self.touch_own();
         }
         self.listed.insert(source);
+        self.judge_first();
+        self.let_go();
         self.settle()
     }
 
@@ -99,11 +102,12 @@ impl Store {
     pub fn audited(&mut self, source: Source, revision: i64, touched: &BTreeSet<Vec<u8>>) -> Audited {
         let listing = self.listings.remove(&source).unwrap_or_default();
         self.hear(source, revision);
-        let differences = self.take_over(source, listing, touched, revision);
+        let differences = self.take_over(source, revision, listing, touched, revision);
         if differences > 0 {
             let newest = self.newest.entry(source).or_default();
             *newest = revision.max(*newest);
         }
+        self.let_go();
         Audited { differences, updates: self.settle() }
     }
 
@@ -132,24 +136,30 @@ impl Store {
 
     /// Takes over a listing, except for keys that are `touched` or known by a revision above `limit`. Returns how many
     /// records it changed.
-    fn take_over(&mut self, source: Source, mut listing: Listing, touched: &BTreeSet<Vec<u8>>, limit: i64) -> usize {
+    fn take_over(
+        &mut self,
+        source: Source,
+        revision: i64,
+        mut listing: Listing,
+        touched: &BTreeSet<Vec<u8>>,
+        limit: i64,
+    ) -> usize {
         let mut changed = 0;
         for kv in listing.records {
             let newer = self.known(&kv.key).is_some_and(|known| known > limit);
             if !newer && !touched.contains(&kv.key) {
-                changed += usize::from(self.put(kv));
+                changed += usize::from(self.take_listed(kv));
             }
         }
         if listing.fresh {
             return changed;
         }
         listing.seen.sort_unstable();
-        for key in self.keys_but(source, |key| listing.seen.binary_search(&stable_hash(key)).is_ok()) {
-            let newer = self.known(&key).is_some_and(|known| known > limit);
-            if !newer && !touched.contains(&key) {
-                changed += usize::from(self.delete(&key));
-            }
-        }
-        changed
+        let mut absent = self.keys_but(source, |key| listing.seen.binary_search(&stable_hash(key)).is_ok());
+        absent.retain(|key| {
+            let newer = || self.known(key).is_some_and(|known| known > limit);
+            !touched.contains(key) && !newer()
+        });
+        changed + self.remove_absent(&absent, revision)
     }
 }

@@ -23,6 +23,7 @@ fn config(vtep: bool) -> StoreConfig {
         vtep,
         host_endpoints: vtep.is_some(),
         underlay_mtu: 1500,
+        max_removal: 100,
     }
 }
 
@@ -228,9 +229,16 @@ fn new_store(vtep: bool) -> Store {
     store
 }
 
+/// A store that keeps its identity is not in doubt, whatever it lacks.
+fn identity() -> Kv {
+    let (key, value) = (b"/p/store".to_vec(), br#"{"id":"one"}"#.to_vec());
+    Kv { key, value, create_revision: 0, mod_revision: 0 }
+}
+
 /// A listing of each layout.
 fn snapshot(store: &mut Store, revision: i64, records: &[Kv]) -> [BTreeMap<Name, Update>; 2] {
-    let (docker, native) = records.iter().cloned().partition(|kv| kv.key.starts_with(b"/d/"));
+    let (docker, mut native): (_, Vec<Kv>) = records.iter().cloned().partition(|kv| kv.key.starts_with(b"/d/"));
+    native.push(identity());
     [store.snapshot_of(Source::Docker, revision, docker), store.snapshot_of(Source::Native, revision, native)]
 }
 
@@ -331,8 +339,9 @@ proptest! {
         let again = snapshot(&mut store, last, &records);
         prop_assert!(again.iter().all(BTreeMap::is_empty), "the same snapshot again changes nothing");
         for source in [Source::Native, Source::Docker] {
-            let of = records.iter().filter(|kv| kv.key.starts_with(b"/d/") == (source == Source::Docker));
-            let audited = audit(&mut store, source, last, of.cloned().collect(), &BTreeSet::new());
+            let all = records.iter().cloned().chain([identity()]);
+            let of = all.filter(|kv| kv.key.starts_with(b"/d/") == (source == Source::Docker));
+            let audited = audit(&mut store, source, last, of.collect(), &BTreeSet::new());
             prop_assert_eq!((audited.differences, audited.updates.len()), (0, 0));
         }
     }
@@ -400,6 +409,9 @@ proptest! {
         for (revision, writes) in (1..).zip(&history) {
             let changes = etcd.commit(revision, writes);
             mirror.apply(store.changes(revision, changes));
+        }
+        for key in etcd.kvs.keys().cloned() {
+            mirror.apply(store.changes(1000, vec![Change::Delete { key, revision: 1000 }]));
         }
         snapshot(&mut store, 1000, &[]).into_iter().for_each(|updates| mirror.apply(updates));
         prop_assert!(mirror.world.is_empty());

@@ -21,7 +21,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Held<T> {
     pub(super) rank: Rank,
-    /// The revision that was last heard of it, good or bad.
+    /// The revision that was last heard of it, good or bad; negative while its removal is held.
     pub(super) modified: i64,
     pub(super) value: T,
 }
@@ -34,6 +34,8 @@ pub(super) struct NetworkState {
     pub(super) record: Option<Held<Arc<Network>>>,
     pub(super) in_force: bool,
     pub(super) endpoints: BTreeMap<EndpointId, EndpointState>,
+    /// A sum over their names.
+    pub(super) digest: u64,
     /// Which of them count, where there are too many.
     pub(super) quota: Quota,
     /// How many of them are in force on this node.
@@ -67,6 +69,11 @@ impl Behind {
             Family::V4 => &mut self.v4,
             Family::V6 => &mut self.v6,
         }
+    }
+
+    /// How many there are.
+    pub(super) const fn total(self) -> usize {
+        self.v4 + self.v6
     }
 
     /// Whether they are of both families: no one VXLAN device reaches them all.
@@ -106,7 +113,7 @@ pub(super) struct EndpointState {
     pub(super) behind: Option<Family>,
 }
 
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct EndpointValue {
     pub(super) ip: Box<[IpAddr]>,
     pub(super) mac: Mac,
@@ -118,7 +125,7 @@ pub(super) struct EndpointValue {
 }
 
 /// What Docker's record says of how the endpoint joins its sandbox.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Join {
     pub(super) routes: Box<[Route]>,
     pub(super) no_gateway: bool,

@@ -187,7 +187,7 @@ impl Store {
     }
 
     /// The networks that have an endpoint on the node.
-    fn networks_of(&self, node: &Name) -> Vec<Name> {
+    pub(super) fn networks_of(&self, node: &Name) -> Vec<Name> {
         let keys = self.nodes.get(node).into_iter().flat_map(|state| &state.endpoints);
         let networks = keys.filter_map(|key| match &**key {
             Key::Endpoint { network, .. } => Some(network.clone()),

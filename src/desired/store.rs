@@ -14,6 +14,7 @@ use super::{
     listing::Listing,
     quota::{Limits, Quota},
     records::{EndpointValue, Held, NetworkState, NodeState},
+    removal::Guard,
     source::Source,
 };
 use crate::{
@@ -36,6 +37,8 @@ pub struct StoreConfig {
     pub host_endpoints: bool,
     /// MTU of the underlay link in bytes, until [`Store::set_underlay_mtu`] says otherwise.
     pub underlay_mtu: u32,
+    /// Deletes in one revision of more than so many percent of a network's endpoints, or of everything, are held; 100 holds none.
+    pub max_removal: u8,
 }
 
 /// All records, and what they mean on this node.
@@ -88,6 +91,9 @@ pub struct Store {
     pub(super) reported: (usize, usize, usize),
     /// What changes since the last update.
     pub(super) batch: Batch,
+    /// A sum over all nodes and their addresses.
+    pub(super) node_sum: u64,
+    pub(super) guard: Guard,
 }
 
 /// The last version of a record, where it is bad.
@@ -109,7 +115,8 @@ pub struct Audited {
     pub updates: BTreeMap<Name, Update>,
 }
 
-enum Value {
+#[derive(Debug)]
+pub(super) enum Value {
     Node(IpAddr),
     Network(Network),
     Endpoint(Endpoint),
@@ -155,6 +162,8 @@ impl Store {
             reportable: true,
             reported: (0, 0, 0),
             batch: Batch::default(),
+            node_sum: 0,
+            guard: Guard::default(),
         }
     }
 
@@ -195,14 +204,18 @@ impl Store {
             let newest = self.newest.entry(source).or_default();
             *newest = revision.max(*newest);
         }
+        let withheld = self.withheld(revision, &changes);
         for change in changes {
             let known = self.known(change.key());
             match change {
-                Change::Put(kv) if known.is_none_or(|known| known < kv.mod_revision) => self.put(kv),
-                Change::Delete { key, revision } if known.is_none_or(|known| known < revision) => self.delete(&key),
+                Change::Put(kv) if known.is_none_or(|known| known < kv.mod_revision) => self.take_version(kv),
+                Change::Delete { key, revision } if known.is_none_or(|known| known < revision) => {
+                    self.remove(&key, revision, &withheld)
+                }
                 Change::Put(_) | Change::Delete { .. } => false,
             };
         }
+        self.let_go();
         self.settle()
     }
 
@@ -253,7 +266,8 @@ impl Store {
     /// The last revision that was heard of a key, good or bad.
     pub(super) fn known(&self, whole: &[u8]) -> Option<i64> {
         let bad = self.bad.get(whole).map(|bad| bad.modified);
-        self.held_at(whole).map(|(_, modified)| modified).max(bad)
+        // That of a held record is negative.
+        self.held_at(whole).map(|(_, modified)| modified.abs()).max(bad)
     }
 
     /// Create and last revision of the record that is held of a whole key.
@@ -298,7 +312,8 @@ impl Store {
                 self.take(rank, mod_revision, value, fresh) || was_bad
             }
             Err(rejected) => {
-                if fresh {
+                // What is held while the store is in doubt stays in force behind a bad version as well.
+                if fresh && self.doubt().is_none() {
                     self.delete(&whole);
                 }
                 self.reject(whole, create_revision, mod_revision, rejected)
@@ -325,6 +340,25 @@ impl Store {
             self.batch.rejected.push(rejected);
         }
         news
+    }
+
+    /// Whether a record that is known says this.
+    pub(super) fn says(&self, key: &Key, value: Value) -> bool {
+        match (key, value) {
+            (Key::Node(node), Value::Node(value)) => {
+                let record = self.nodes.get(node).and_then(|state| state.record.as_ref());
+                record.is_some_and(|held| held.value == value)
+            }
+            (Key::Network(network), Value::Network(value)) => {
+                let record = self.networks.get(network).and_then(|state| state.record.as_ref());
+                record.is_some_and(|held| *held.value == value)
+            }
+            (Key::Endpoint { network, id }, Value::Endpoint(value)) => {
+                let endpoint = self.networks.get(network).and_then(|state| state.endpoints.get(id));
+                endpoint.is_some_and(|endpoint| endpoint.held.value == EndpointValue::new(value))
+            }
+            _ => false,
+        }
     }
 
     fn take(&mut self, rank: Rank, modified: i64, value: Value, fresh: bool) -> bool {
@@ -369,7 +403,7 @@ impl Store {
     }
 }
 
-fn decode(key: &Key, whole: &[u8], value: &[u8]) -> Result<Value, Rejected> {
+pub(super) fn decode(key: &Key, whole: &[u8], value: &[u8]) -> Result<Value, Rejected> {
     Ok(match key {
         Key::Node(_) => Value::Node(schema::node(whole, value)?.vtep),
         Key::Network(_) => Value::Network(schema::network(whole, value)?),

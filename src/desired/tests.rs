@@ -36,6 +36,7 @@ fn new_store() -> Store {
         vtep,
         host_endpoints: false,
         underlay_mtu: 1500,
+        max_removal: 50,
     })
 }
 
@@ -247,6 +248,7 @@ fn without_a_configured_vtep_this_nodes_record_counts() {
         vtep: None,
         host_endpoints: false,
         underlay_mtu: 1500,
+        max_removal: 50,
     };
     let mut store = Store::new(config);
     assert!(store.snapshot(3, vec![kv("networks/n", NET, 1), kv("endpoints/n/a/e", &ip(2), 2)]).is_empty());

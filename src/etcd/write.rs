@@ -1,6 +1,6 @@
 //! The few records that an agent writes, and single reads.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use etcd_client::{Client, Compare, CompareOp, GetOptions, Txn, TxnOp};
 
@@ -76,6 +76,47 @@ impl Etcd {
             async move { client.kv_client().put(key, status, None).await }
         };
         self.call(put).await.map(drop)
+    }
+
+    /// Gives the store an identity if it has none. Returns whether this one stands.
+    ///
+    /// # Errors
+    /// No answer, or not allowed.
+    pub async fn create_identity(&self, id: &str) -> Result<bool, Error> {
+        let value = serde_json::json!({ "id": id }).to_string();
+        self.put_if(Key::Store.under(&self.prefix).as_bytes(), 0, value).await
+    }
+
+    /// Lets removals of a network happen that are held up to now. Returns the revision up to which.
+    ///
+    /// # Errors
+    /// No answer, or not allowed.
+    pub async fn approve(&self, network: &Name) -> Result<i64, Error> {
+        let key = Key::Approval(network.clone()).under(&self.prefix);
+        let found = self.get(key.clone(), GetOptions::new().with_keys_only()).await?;
+        let revision = found.header().ok_or(Error::Headless)?.revision();
+        let value = serde_json::json!({ "revision": revision }).to_string();
+        let put = |client: Client| {
+            let (key, value) = (key.clone(), value.clone());
+            async move { client.kv_client().put(key, value, None).await }
+        };
+        self.call(put).await?;
+        Ok(revision)
+    }
+
+    /// The networks of which some agent's status says that it holds removals.
+    ///
+    /// # Errors
+    /// No answer, or not allowed.
+    pub async fn held_networks(&self) -> Result<BTreeSet<Name>, Error> {
+        let answer = self.get(format!("{}/status/", self.prefix), GetOptions::new().with_prefix()).await?;
+        let statuses =
+            answer.kvs().iter().filter_map(|kv| serde_json::from_slice::<serde_json::Value>(kv.value()).ok());
+        let held = statuses.flat_map(|status| match status.pointer("/held/first") {
+            Some(serde_json::Value::Array(held)) => held.clone(),
+            _ => Vec::new(),
+        });
+        Ok(held.filter_map(|held| held.get("network")?.as_str()?.parse().ok()).collect())
     }
 
     /// Writes only if the key's last revision is still this one (0: it does not exist).

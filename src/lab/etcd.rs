@@ -1,4 +1,11 @@
-use std::{fs, net::Ipv4Addr, path::PathBuf, process::Stdio, sync::Arc, time::Duration};
+use std::{
+    fs,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    process::Stdio,
+    sync::Arc,
+    time::Duration,
+};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -92,6 +99,26 @@ impl Etcd {
         self.kill();
         let data = self.directory.join("etcd");
         fs::remove_dir_all(&data).map_err(LabError::io(format!("deleting {}", data.display())))?;
+        self.start()
+    }
+
+    /// Writes a snapshot of all it has to a file, for [`Etcd::restore`].
+    pub fn backup(&self, name: &str) -> Result<PathBuf, LabError> {
+        let file = self.directory.join(name);
+        self.etcdctl(&["snapshot", "save", &file.to_string_lossy()])?;
+        Ok(file)
+    }
+
+    /// Kills it, and starts it in its place with what a snapshot has.
+    pub fn restore(&mut self, backup: &Path) -> Result<(), LabError> {
+        self.kill();
+        let data = self.directory.join("etcd");
+        fs::remove_dir_all(&data).map_err(LabError::io(format!("deleting {}", data.display())))?;
+        let (file, data) = (backup.to_string_lossy(), data.to_string_lossy());
+        let peer = "http://127.0.0.1:2380";
+        let cluster = format!("lab={peer}");
+        let member = ["--name=lab", "--initial-cluster", &cluster, "--initial-advertise-peer-urls", peer];
+        self.etcdctl(&[&["snapshot", "restore", &file, "--data-dir", &data], &member[..]].concat())?;
         self.start()
     }
 

@@ -31,6 +31,7 @@ mod outside_traffic;
 mod plan;
 mod prometheus;
 mod random;
+mod removal;
 mod repair;
 mod restart;
 mod seed;

@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 
 use vtepd::schema::{Change, Kv};
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct SimEtcd {
     pub revision: i64,
     /// Events of this revision and older are gone.
     pub compacted: i64,
+    /// How often an older store took its place.
+    pub lost: usize,
     records: BTreeMap<String, Kv>,
     history: BTreeMap<i64, Vec<Change>>,
 }
@@ -63,6 +65,18 @@ impl SimEtcd {
         for key in keys {
             self.delete(&key);
         }
+    }
+
+    /// Deletes everything that begins so in one revision.
+    pub fn delete_below(&mut self, prefix: &str) {
+        let keys = self.records.keys().filter(|key| key.starts_with(prefix));
+        let deletes: Vec<_> = keys.map(|key| (key.clone(), None)).collect();
+        self.transaction(&deletes);
+    }
+
+    /// An older store takes the place of this one. It has no history.
+    pub fn restore(&mut self, older: &Self) {
+        *self = Self { compacted: older.revision, history: BTreeMap::new(), lost: self.lost + 1, ..older.clone() };
     }
 
     pub fn compact(&mut self) {

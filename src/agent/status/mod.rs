@@ -13,13 +13,13 @@ use tracing::{debug, warn};
 
 use super::board::Totals;
 use crate::{
-    desired::Store,
+    desired::{HeldRemovals, Store},
     etcd::{self, Etcd},
     model::{Name, Timestamp, stable_hash},
     retry::Retry,
 };
 
-pub use record::{Blocked, Conflict, Lagging, Listed, Networks, NodeStatus, Rejection};
+pub use record::{Blocked, Conflict, HeldNetwork, Lagging, Listed, Networks, NodeStatus, Rejection};
 
 /// Between two writes, and before the first retry of one that failed.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -44,13 +44,13 @@ impl Reporter {
     }
 
     /// Takes a look at how things stand. A moment out of sync that is over at the next look is not worth a write.
-    pub(super) fn look(&mut self, store: &Store, totals: &Totals) {
+    pub(super) fn look(&mut self, store: &Store, totals: &Totals, held: &[HeldRemovals]) {
         if !store.is_complete() {
             return;
         }
         let in_sync = totals.lagging == 0;
         if std::mem::replace(&mut self.unsettled, !in_sync) || in_sync {
-            let status = self.status(store, totals);
+            let status = self.status(store, totals, held);
             self.latest.send_if_modified(|latest| {
                 let news = latest.as_ref().is_none_or(|before| !before.says_what(&status));
                 if news {
@@ -61,7 +61,7 @@ impl Reporter {
         }
     }
 
-    fn status(&mut self, store: &Store, totals: &Totals) -> NodeStatus {
+    fn status(&mut self, store: &Store, totals: &Totals, held: &[HeldRemovals]) -> NodeStatus {
         let (newest, counts) = (store.newest(), store.counts());
         // What was applied once stays so, whatever the networks are busy with now, unless the store itself went back.
         self.applied = totals.behind.unwrap_or(newest).max(self.applied).min(newest);
@@ -92,7 +92,16 @@ impl Reporter {
             networks: Networks { here: totals.networks, in_sync: totals.in_sync },
             lagging: Listed::new(totals.lagging, lagging),
             pending: counts.pending,
-            removals_held: totals.held,
+            removals_held: totals.held + held.iter().map(|held| held.records.max(1) as u64).sum::<u64>(),
+            held: Listed::new(
+                held.len(),
+                held.iter().map(|held| HeldNetwork {
+                    network: held.network.to_string(),
+                    records: held.records,
+                    since: held.since,
+                    reason: held.reason.as_str().to_owned(),
+                }),
+            ),
             rejected: Listed::new(counts.rejected.values().sum(), rejected),
             conflicts: Listed::new(counts.conflicts, conflicts),
             blocked: Listed::new(

@@ -23,8 +23,10 @@ pub struct NodeStatus {
     pub lagging: Listed<Lagging>,
     /// Records that wait for another record.
     pub pending: usize,
-    /// Objects that nothing desires and whose removal is held.
+    /// Records that the store lacks and objects that nothing desires, and whose removal is held.
     pub removals_held: u64,
+    /// Networks of which removals of records are held.
+    pub held: Listed<HeldNetwork>,
     /// Records that were refused.
     pub rejected: Listed<Rejection>,
     /// Records that lost a claim.
@@ -78,6 +80,19 @@ pub struct Lagging {
     /// Its name; `(host)` is what the host itself has for the way outside.
     pub network: String,
     /// Why, in words.
+    pub reason: String,
+}
+
+/// A network of which removals of records are held.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldNetwork {
+    /// Its name.
+    pub network: String,
+    /// How many records; 0 where that is not known.
+    pub records: usize,
+    /// An approval must name at least this revision.
+    pub since: i64,
+    /// Why.
     pub reason: String,
 }
 

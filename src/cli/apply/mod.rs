@@ -71,6 +71,7 @@ async fn apply(arguments: &Arguments) -> Result<(), String> {
         node: "apply".parse().map_err(|error| format!("{error}"))?,
         vtep: None,
         underlay_mtu: 1500,
+        max_removal: 50,
         host_endpoints: true,
     };
     let read = agent::read_store(&etcd_config, config).await.map_err(|error| error.to_string())?;

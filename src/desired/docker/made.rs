@@ -33,7 +33,9 @@ impl Store {
             }
             Err(rejected) => {
                 // Another create revision says that the key was deleted and made anew: the version before is no predecessor.
-                if self.docker.held(&key).is_some_and(|(created, _)| created != create_revision) {
+                if self.docker.held(&key).is_some_and(|(created, _)| created != create_revision)
+                    && self.doubt().is_none()
+                {
                     self.docker.delete(&key);
                 }
                 self.reject(whole, create_revision, mod_revision, rejected)

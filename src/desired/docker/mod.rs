@@ -192,6 +192,55 @@ impl Docker {
         }
     }
 
+    /// Sets the last revision of a record that is held.
+    pub(super) fn set_modified(&mut self, key: &docker::Key, modified: i64) {
+        let Some(docs) = self.networks.get_mut(key.network()) else { return };
+        let of = match key {
+            docker::Key::Network(_) => docs.network.as_mut().map(|doc| &mut doc.modified),
+            docker::Key::Overlay(_) => docs.overlay.as_mut().map(|doc| &mut doc.modified),
+            docker::Key::Endpoint { endpoint, .. } => {
+                docs.endpoints.get_mut(endpoint).map(|found| &mut found.doc.modified)
+            }
+        };
+        of.into_iter().for_each(|of| *of = modified);
+    }
+
+    /// Whether the record that is held says this.
+    pub(super) fn says(&self, key: &docker::Key, value: &Value) -> bool {
+        let Some(docs) = self.networks.get(key.network()) else { return false };
+        match (key, value) {
+            (docker::Key::Network(_), Value::Network(value)) => {
+                docs.network.as_ref().is_some_and(|doc| doc.value == *value)
+            }
+            (docker::Key::Overlay(_), Value::Overlay(value)) => {
+                docs.overlay.as_ref().is_some_and(|doc| doc.value == *value)
+            }
+            (docker::Key::Endpoint { endpoint, .. }, Value::Endpoint(value)) => {
+                docs.endpoints.get(endpoint).is_some_and(|found| found.doc.value == *value)
+            }
+            _ => false,
+        }
+    }
+
+    /// Adds to the create revision of the record that is held.
+    pub(super) fn rank_later(&mut self, key: &docker::Key, by: i64) -> bool {
+        let Some(docs) = self.networks.get(key.network()) else { return false };
+        let of = |doc: (i64, i64), value| Some((doc.0.saturating_add(by), doc.1, value));
+        let new = match key {
+            docker::Key::Network(_) => {
+                docs.network.as_ref().and_then(|d| of((d.created, d.modified), Value::Network(d.value.clone())))
+            }
+            docker::Key::Overlay(_) => {
+                docs.overlay.as_ref().and_then(|d| of((d.created, d.modified), Value::Overlay(d.value.clone())))
+            }
+            docker::Key::Endpoint { endpoint, .. } => {
+                let doc = docs.endpoints.get(endpoint).map(|found| &found.doc);
+                doc.and_then(|d| of((d.created, d.modified), Value::Endpoint(d.value.clone())))
+            }
+        };
+        new.is_some_and(|(created, modified, value)| self.put(key, created, modified, value))
+    }
+
     /// The record is no more. Returns whether anything changed.
     pub(super) fn delete(&mut self, key: &docker::Key) -> bool {
         match key {

@@ -1,7 +1,7 @@
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use crate::{
-    desired::{EndpointSpec, Source, Store, StoreConfig, Update, tests::audit},
+    desired::{EndpointSpec, Source, Store, StoreConfig, Update},
     model::Name,
     schema::{Change, Kv, Reason},
 };
@@ -24,6 +24,7 @@ fn unlisted(vtep: Option<&str>) -> Store {
         vtep: vtep.map(|vtep| vtep.parse().unwrap()),
         host_endpoints: false,
         underlay_mtu: 1500,
+        max_removal: 50,
     })
 }
 
@@ -134,10 +135,16 @@ fn nothing_is_told_before_the_networks_of_both_layouts_were_listed() {
 fn what_a_listing_omits_is_deleted_only_below_its_own_prefix() {
     let (mut store, _) = demo();
     put(&mut store, vec![kv("/p/networks/n", r#"{"subnets":[{"cidr":"10.9.0.0/24","vni":9}]}"#, 5, 5)]);
-    assert!(store.snapshot_of(Source::Native, 6, Vec::new()).is_empty());
+    put(&mut store, vec![kv("/p/store", r#"{"id":"one"}"#, 6, 6)]);
+    let listing = vec![kv("/p/store", r#"{"id":"one"}"#, 6, 6)];
+    assert!(store.snapshot_of(Source::Native, 7, listing).is_empty());
     assert_eq!(store.counts().networks, 1);
-    let audited = audit(&mut store, Source::Docker, 7, Vec::new(), &BTreeSet::new());
-    assert_eq!((audited.differences, audited.updates.len()), (4, 1));
+    // A listing without any of Docker's records is not believed; an audit takes place beside a watch that is heard.
+    assert!(store.snapshot_of(Source::Docker, 7, Vec::new()).is_empty());
+    assert_eq!(store.removals().len(), 1);
+    let approval = format!("/p/approvals/{}", id('1'));
+    let updates = put(&mut store, vec![kv(&approval, r#"{"revision":7}"#, 8, 8)]);
+    assert_eq!(updates.len(), 1);
     assert_eq!(store.counts(), crate::desired::Counts::default());
     assert!(store.networks.is_empty() && store.nodes.is_empty() && store.docker.networks.is_empty());
     assert!(store.docker.sandboxes.is_empty() && store.docker.names.is_empty());
