@@ -1,4 +1,8 @@
 //! The series of DESIGN's contract. Label sets are closed; `network` stands only on the three gauges that are per network.
+//!
+//! **Invariant:** what documents, dashboard and alerts name exists, and what exists stands in `docs/metrics.md`
+//! (`the_table_of_metrics_has_every_series_and_no_other_and_says_what_to_do`,
+//! `dashboard_alerts_and_documents_name_only_series_that_exist`).
 
 use std::{collections::BTreeMap, time::Duration};
 

@@ -1,4 +1,6 @@
 //! When to try again: the only place that knows the `backoff` crate.
+//!
+//! **Invariant:** the only place that knows `backoff` (`only_our_own_retry_mentions_the_unmaintained_backoff`).
 
 use std::time::Duration;
 

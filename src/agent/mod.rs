@@ -2,6 +2,22 @@
 //!
 //! etcd's messages go through the store-wide stage to the networks' mailboxes; each network's engine runs against
 //! its kernel; the pages show where all of them stand.
+//!
+//! **Invariant:** a status says what was applied, wakes nobody, and is written only when it changed
+//! (`what_each_agent_applied_and_rejected_stands_in_the_store_and_a_quiet_system_writes_nothing_more`).
+//!
+//! **Invariant:** memory is bounded: changes coalesce (`changes_of_one_endpoint_coalesce_to_the_newest`,
+//! `large_updates_stay_as_they_are_until_there_are_many`), and a drop does not merge with what comes after it
+//! (`a_drop_is_never_merged_into_what_comes_after_it`).
+//!
+//! **Invariant:** removals of links and namespaces run one network at a time (`Next::Alone`,
+//! `what_must_be_done_alone_is_done_one_at_a_time_and_holds_up_no_other`), and a network that never rests keeps none from its turn
+//! (`a_network_that_never_rests_keeps_no_other_from_its_turn`).
+//!
+//! **Invariant:** leftovers of earlier agents are removed only after the first complete snapshot of every layout (`Director::sweep`). Until
+//! then a network whose namespace stands is read (`Director::read_what_stands`) and told nothing
+//! (`a_shut_box_gives_nothing_until_it_is_opened`), one that does not stand is built from what was listed so far, and none is in sync
+//! (`Board::known`).
 
 mod addressees;
 mod board;

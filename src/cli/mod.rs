@@ -1,4 +1,10 @@
 //! The command line: one file per verb.
+//!
+//! **Invariant:** every flag and variable stands in `docs/` (`every_flag_and_variable_of_the_agent_stands_in_the_settings`,
+//! `every_verb_stands_in_the_documents_with_each_flag_of_its_own`).
+//!
+//! **Invariant:** settings that make no sense end at once, with exit code 2 and one line
+//! (`every_setting_that_makes_no_sense_ends_at_once_with_one_line_that_helps`).
 
 mod agent;
 mod apply;

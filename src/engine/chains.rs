@@ -9,6 +9,17 @@
 //!
 //! **Invariant:** with `spoof_guard`, a port that is down comes up only when its guard stands as desired, and one whose guard was taken
 //! away goes down when the guard cannot be put back at once.
+//!
+//! **Invariant:** a port that is to be guarded comes up only with its guard (`a_port_comes_up_locked_and_only_once_its_guard_stands`,
+//! `where_the_kernel_cannot_guard_a_port_it_stays_down_and_says_so`; the simulation looks at every port that comes up), and goes down when
+//! its guard was taken away and cannot be put back at once (`a_port_whose_guard_was_taken_away_for_good_goes_down`). A guard that is only
+//! older than its endpoint still holds (`a_guard_that_cannot_follow_its_endpoint_at_once_keeps_its_port_up`). What passes is tried frame by
+//! frame (`a_container_sends_what_is_its_own_and_nothing_else_on_its_host_and_across`,
+//! `without_the_guard_all_of_that_arrives_and_is_believed`).
+//!
+//! **Invariant:** each chain is a transaction of its own: a change of one endpoint touches its own
+//! (`a_change_of_one_endpoint_touches_its_own_guard_alone`), and one that the kernel refuses keeps no other from standing. A table that was
+//! deleted counts once (`a_deleted_table_is_one_drift_however_many_guards_it_had`).
 
 use std::collections::BTreeSet;
 

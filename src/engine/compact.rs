@@ -1,7 +1,7 @@
 //! Tables for the many: rows of VXLAN devices and neighbours. They hold what [`super::delta::Table`] holds, for a tenth of the memory: a
 //! row that is as desired is its key, what is desired and one state. What is observed and differs stands in a map beside them.
 //!
-//! **Invariant:** they say the same as the table of both sides (`compact_rows_say_what_the_table_of_both_sides_says`).
+//! **Invariant:** compact rows say the same as the table of both sides (`compact_rows_say_what_the_table_of_both_sides_says`).
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -1,4 +1,7 @@
 //! The delta table: one keyed map that holds both sides, and the set of keys where they differ.
+//!
+//! **Invariant:** the set of differing keys is exactly what a full pass would find
+//! (`the_differing_set_and_the_counts_are_what_a_full_pass_would_find`).
 
 use std::{
     collections::{BTreeMap, BTreeSet},

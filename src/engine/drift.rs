@@ -1,5 +1,9 @@
 //! Drift: observed left desired although desired did not move. Each is counted once per object and episode, and judged only
 //! when all that is suspected was read, so that what was lost with its device does not count by itself.
+//!
+//! **Invariant:** a drift counts once per object and episode, and what went with its device not singly
+//! (`a_deleted_row_is_back_and_counted_once`, `a_deleted_device_comes_back_with_its_rows_which_do_not_count_singly`,
+//! `a_deleted_namespace_is_built_again_and_counts_once`).
 
 use super::{
     delta::{Fits, Sides},

@@ -3,6 +3,8 @@
 //!
 //! Each step of a round takes out the keys that await it, and a retry is found by its time: no round passes over all episodes,
 //! however many objects fail.
+//!
+//! **Invariant:** a fight slows nothing but the object of it (`a_fight_over_one_row_is_damped_and_slows_nothing_else`).
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},

@@ -1,5 +1,8 @@
 //! Events: they only say what to read again. What they show is compared with what is known, so that the echo of our own
 //! operations costs a look-up in a table and nothing else.
+//!
+//! **Invariant:** events are hints; observed moves only by reads and acknowledgements (`an_event_that_lies_costs_a_look_and_nothing_else`),
+//! and what no event told is found all the same (`a_periodic_resync_finds_what_no_event_told`, `lost_events_are_made_up_for_by_a_resync`).
 
 use super::{
     config::Home,

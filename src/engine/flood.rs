@@ -1,5 +1,12 @@
 //! The flood list: to which VTEPs frames go that are for everyone, or for nobody known. A network that asks for it has one
 //! row of the all-zero address per VTEP behind which there are endpoints; any other has none.
+//!
+//! **Invariant:** a unicast row moves in place (`an_endpoint_that_moves_is_one_replace_of_its_row`), also one that several endpoints share
+//! (`a_row_that_two_endpoints_share_stays_while_either_does_and_moves_with_one_replace`), and a flood list has the new row before it loses
+//! the old one (`hundreds_of_vteps_that_change_have_their_new_rows_before_the_old_ones_go`).
+//!
+//! **Invariant:** without `flood` nothing is flooded (`flooding_is_switched_on_and_off_and_without_it_nothing_leaks`), and who adds to the
+//! list is undone (`what_somebody_adds_to_the_flood_list_of_a_network_that_does_not_flood_goes`).
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -3,6 +3,13 @@
 //! No file remembers addresses; the kernel is the state. A port of the bridge carries its interface's address in its own MAC
 //! address, set by the one message that makes the pair, so that a first reading of the host's links tells which are taken, and by
 //! whom.
+//!
+//! **Invariant:** the gateway bridge is told what the endpoints say
+//! (`after_every_update_the_gateway_bridge_was_told_what_the_endpoints_say`); an address outside stays as long as its interface does, also
+//! over a crash (`an_agent_without_memory_gives_everyone_the_address_that_its_port_says`, and the simulation after every crash); what
+//! others have on the host stays as it is (`what_an_earlier_agent_left_behind_goes_and_what_only_looks_like_it_stays`,
+//! `a_bridge_of_somebody_else_is_left_alone_and_ours_blocked_until_it_goes`,
+//! `a_bridge_that_is_adopted_gets_address_and_ports_and_stays_as_it_was_when_the_last_one_leaves`).
 
 use std::{
     collections::{BTreeMap, BTreeSet},

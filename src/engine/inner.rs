@@ -1,4 +1,9 @@
 //! Addresses, and the ends of veth pairs in the endpoints' namespaces, as they are read.
+//!
+//! **Invariant:** nothing is taken for a leftover that is in use: an end in a container is a lone one of ours only when nothing else says
+//! otherwise (`an_endpoint_that_takes_the_name_of_another_in_its_namespace_takes_nothing_else_of_it`,
+//! `an_interface_of_another_engine_of_ours_in_the_namespace_is_left_alone`), and endpoints that exchange their names keep all else
+//! (`endpoints_of_a_namespace_that_exchange_their_names_are_renamed_and_nothing_else`).
 
 use std::{collections::BTreeSet, net::Ipv6Addr, ops::RangeInclusive, time::Duration};
 

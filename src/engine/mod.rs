@@ -5,6 +5,18 @@
 //! A round: events mark what to read ([`Network::event`]); everything marked is read ([`Network::answered`]); what then differs
 //! without a change of desired is judged as drift; the differences become operations; acknowledgements move the observed
 //! side ([`Network::applied`]). [`turn`] runs rounds against a [`Kernel`] until there is nothing left to do.
+//!
+//! **Invariant:** whatever happens, at rest the kernel is what the store says, nothing foreign was touched, and then no operation is sent
+//! (`whatever_happens_every_kernel_ends_as_the_store_says_and_is_then_left_alone`); no drift is counted where nobody else wrote
+//! (`without_foreign_writers_no_drift_is_ever_counted`).
+//!
+//! **Invariant:** a correct kernel gets no operation (`an_agent_without_memory_sends_nothing_to_a_correct_kernel`,
+//! `a_network_is_built_as_the_design_says_and_then_left_alone`).
+//!
+//! **Invariant:** nothing is planned on what was never read (`an_agent_without_memory_touches_no_container_that_it_could_not_look_at`), and
+//! a read that fails holds up nothing else (`a_read_that_never_succeeds_is_spaced_out_said_and_holds_up_nothing_else`).
+//!
+//! **Invariant:** nothing is touched before the desired side is known (`Network::next` rests until `update` was called).
 
 mod barriers;
 mod chains;

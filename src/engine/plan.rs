@@ -3,6 +3,15 @@
 //! Order: namespace, chains, links, addresses, rows, routes; what should not be there goes last, and rows that go with their link are not
 //! removed one by one. Each phase is sent, and read where it cannot be known from the acknowledgement, before the next is
 //! planned.
+//!
+//! **Invariant:** while removals are held nothing goes but what somebody else put there
+//! (`held_removals_keep_what_stands_while_additions_and_repairs_go_on`,
+//! `a_network_that_stands_on_a_lost_record_is_kept_whole_and_goes_when_the_hold_ends`).
+//!
+//! **Invariant:** no tenant's hints and no removals hold up rows
+//! (`hints_without_end_from_one_container_hold_up_neither_changes_nor_repairs`,
+//! `rows_to_other_hosts_go_between_the_removals_of_endpoints_that_stop`), and no step passes over all that fails
+//! (`thousands_of_rows_that_the_kernel_refuses_are_counted_named_in_part_and_tried_again`).
 
 use std::ops::Deref;
 

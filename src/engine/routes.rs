@@ -1,4 +1,8 @@
 //! Routes of local endpoints, and whether the overlay namespace forwards.
+//!
+//! **Invariant:** a namespace has one route to a destination, the first endpoint's
+//! (`of_two_endpoints_in_a_namespace_the_first_has_the_route_and_none_has_one_to_where_the_other_is`), and what somebody else leads
+//! elsewhere stays (`a_destination_that_another_link_leads_to_is_left_to_it_and_blocks_that_route_alone`).
 
 use std::{
     collections::{BTreeMap, BTreeSet},

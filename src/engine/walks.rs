@@ -12,6 +12,10 @@
 //!   every row that stood before. So the newest rows are read until a long run of them is as desired.
 //!
 //! Dumps of neighbours are linear, and miss nothing; a periodic walk looks neighbours up all the same, and ends with a dump.
+//!
+//! **Invariant:** a large table is never dumped, and what differs in it is found all the same
+//! (`an_agent_without_memory_looks_up_the_rows_of_a_large_table_and_finds_what_is_missing_changed_and_unexpected`,
+//! `what_no_event_told_of_a_large_table_is_found_by_periodic_walks`).
 
 use std::{collections::BTreeMap, time::Duration};
 

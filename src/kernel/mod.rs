@@ -2,6 +2,24 @@
 //!
 //! What is written here about the kernel's behaviour was tried on Linux 6.18, or read in its source (`net/core/rtnetlink.c`,
 //! `net/core/neighbour.c`, `net/netlink/af_netlink.c`, `drivers/net/vxlan/`, `net/bridge/`).
+//!
+//! **Invariant:** what somebody else has is left alone (`what_somebody_else_has_at_the_path_is_left_alone`,
+//! `a_foreign_namespace_of_that_name_is_left_alone`, `a_device_of_the_host_with_the_same_name_is_no_obstacle_and_stays`).
+//!
+//! **Invariant:** every operation gets its own result and a failure stops nothing
+//! (`six_hundred_operations_get_a_result_each_and_failures_stop_nothing`); every wait has an end
+//! (`a_kernel_that_does_not_answer_is_not_waited_for_without_end`).
+//!
+//! **Invariant:** no path of the store leads out of the roots (`only_plain_names_below_a_root_are_beneath_it`,
+//! `paths_that_are_not_an_endpoints_namespace_are_told_apart`).
+//!
+//! **Invariant:** what the host has is no endpoint's (`a_link_of_that_name_that_the_host_has_already_is_never_touched`), and its other
+//! links cost no look (`what_happens_to_other_links_of_the_host_costs_no_look`).
+//!
+//! **Invariant:** no endpoint's namespace is pinned (`foreign_changes_in_an_endpoints_namespace_are_heard_without_pinning_it`).
+//!
+//! **Invariant:** a dump proves presence, never absence: what it does not show is looked up point by point before it counts
+//! (`observe_fdb_dump`), and a dump that was interrupted is an error (`RequestSocket::dump`).
 
 mod decode;
 mod encode;

@@ -1,5 +1,9 @@
 //! The nouns: names, MAC addresses, VNIs, and the records of the store. A value that exists is valid. [`nft`] has
 //! those of nftables, [`guard`] the chain that keeps an endpoint to its own addresses.
+//!
+//! **Invariant:** a rule is its expressions and nothing beside them, so that it is read back as what it does, and carries no stamp.
+//!
+//! **Invariant:** it uses nothing else of the crate.
 
 mod guard;
 mod hash;

@@ -4,6 +4,9 @@
 //! unbroken watch is intent. What is merely absent from a listing may be so because the store was wiped, restored, or is another
 //! one; and a revision that deletes most of a network, or everything, is more often a slip than a wish. A held record gives way
 //! to records that are written after it was held, and goes when an operator approves that for its network.
+//!
+//! **Invariant:** no store's loss of memory removes anything before it is approved, and afterwards what stands is what is recorded
+//! (`no_loss_of_memory_removes_anything_and_once_all_is_approved_what_stands_is_what_is_recorded`).
 
 mod doubt;
 mod held;

@@ -17,6 +17,12 @@
 //!   are notifications sent.
 //! * A chain that stands at another hook is refused with EOPNOTSUPP or EEXIST when it is made again; so is deleting a chain that a
 //!   rule jumps to, with EBUSY.
+//!
+//! **Invariant:** a table of nftables is read as it was at one instant
+//! (`a_table_that_others_change_all_the_time_is_read_whole_or_reported_torn`), whatever this module does not write in it counts as a
+//! difference (`whatever_is_done_to_a_table_by_hand_is_read_as_a_difference_and_repaired`,
+//! `an_expression_with_anything_that_is_not_written_here_is_foreign`), and it is changed all or nothing, without a gap
+//! (`a_batch_that_fails_changes_nothing_and_says_where_it_failed`, `nothing_slips_through_while_a_table_or_a_chain_is_replaced`).
 
 mod decode;
 mod encode;
