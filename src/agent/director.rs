@@ -36,8 +36,8 @@ use crate::{
 /// So many records that are left out are named in the log; the metrics count all.
 const SAID: usize = 256;
 
-/// Between two passes over all that is not as it should be.
-const LOOKS: Duration = Duration::from_millis(100);
+/// Saying what is not as it should be passes over all of it; it takes at most this share of the time.
+const SAYING_SHARE: u32 = 50;
 
 /// So many lines a second about records.
 const LINES: u32 = 200;
@@ -73,6 +73,8 @@ pub(super) struct Director {
     /// Something may be to say about what is left out or exceeds the underlay, and when that was last said.
     unsaid: bool,
     said_at: Instant,
+    /// How long saying it took.
+    saying_took: Duration,
     /// Networks whose removals are held.
     held: BTreeSet<Name>,
 }
@@ -109,6 +111,7 @@ impl Director {
             pace: Pace::new(LINES),
             unsaid: true,
             said_at: Instant::now(),
+            saying_took: Duration::ZERO,
             held: BTreeSet::new(),
         })
     }
@@ -186,22 +189,24 @@ impl Director {
             }
         }
         self.name();
-        self.pages.heard(self.store.is_complete(), self.store.revision());
         self.unsaid |= self.store.take_reportable();
-        if self.said_at.elapsed() > LOOKS {
+        if self.said_at.elapsed() >= self.saying_took * SAYING_SHARE {
             self.say_what_stands();
         }
+        self.pages.heard(self.store.is_complete(), self.store.revision());
     }
 
-    /// Says what is not as it should be, if that may have changed. It passes over all of that, and so is not done for each change.
+    /// Says what is not as it should be, if that may have changed. It passes over all of that, and so is not done for each of many changes.
     fn say_what_stands(&mut self) {
         if !std::mem::take(&mut self.unsaid) {
             return;
         }
-        self.said_at = Instant::now();
+        let began = Instant::now();
         self.say_what_is_left_out();
         self.say_what_exceeds();
         self.pages.counted(&self.store.counts());
+        self.said_at = Instant::now();
+        self.saying_took = began.elapsed();
     }
 
     /// The underlay link and this node's VTEP address follow each other.

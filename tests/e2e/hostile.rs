@@ -345,9 +345,10 @@ fn while_a_bad_records_good_version_is_compacted_away_nothing_of_its_network_is_
             if held == wanted { Ok(()) } else { Err(LabError::not_so(format!("{held} are held, not {wanted}"))) }
         });
     };
-    // With the endpoint bad, a row and a neighbour stand on it. With the network bad, all does: the namespace, three links and
-    // an address; the rows of links that nobody knows are not looked at. And on the host, what leads outside from there.
-    for (time, bad, objects) in [(1, 3, 2.0), (2, 0, 9.0)] {
+    // With the endpoint bad, a row and a neighbour stand on it. With the network bad, all does: the namespace, three links,
+    // addresses, routes and chains; the rows of links that nobody knows are not looked at. And on the host, what leads outside from
+    // there.
+    for (time, bad, objects) in [(1, 3, 2.0), (2, 0, 17.0)] {
         let (key, value) = GOOD[bad];
         agent.kill().unwrap();
         put(&lab, key, "{");

@@ -95,7 +95,7 @@ fn a_record_that_went_bad_while_no_agent_ran_keeps_its_last_good_version_in_forc
     rejected(&mut agent, 1.0);
     ping(&lab.hosts[0], "test1", "10.0.0.3");
     put(&lab, "endpoints/overlay-demo/docker-node2/test2", r#"{"ip":["10.0.0.4"]}"#);
-    applied(&lab, [&mut agent]);
+    applied(&lab, agents.iter_mut().chain([&mut agent]));
     rejected(&mut agent, 0.0);
     let fdb = run(&lab.hosts[0], "bridge -n vtepd-overlay-demo fdb show dev vxlan1 self");
     assert!(fdb.contains("02:42:0a:00:00:04") && !fdb.contains("02:42:0a:00:00:03"), "{fdb}");

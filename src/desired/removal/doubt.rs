@@ -193,6 +193,8 @@ impl Store {
                 continue;
             };
             match (self.source_of(key), self.native_key(key), self.docker_key(key)) {
+                // What never was in force is not missed.
+                _ if self.held_at(key).is_none() => {}
                 (Source::Docker, _, Some(docker::Key::Endpoint { .. })) => docker_endpoints += 1,
                 (Source::Docker, _, Some(_)) => docker += 1,
                 (Source::Native, Ok(Key::Network(_)), _) => networks += 1,

@@ -8,6 +8,7 @@ use super::{Doubt, HoldReason, Withheld, doubt::Listed};
 use crate::{
     desired::store::Store,
     model::{EndpointId, Name, stable_hash},
+    schema::Key,
 };
 
 /// A store, as far as it can be told from another one.
@@ -112,7 +113,7 @@ impl Store {
             Trusted { identity: memory.store.clone(), cluster: memory.cluster, revision: memory.revision };
         let listed = Listed {
             identity: self.identity.as_ref().map(|held| held.value.clone()),
-            any_network: self.networks.values().any(|state| state.record.is_some()),
+            any_network: self.has_networks(),
             cluster: self.guard.cluster,
             went_back: self.revision < memory.revision,
         };
@@ -165,6 +166,13 @@ impl Store {
         Withheld::Endpoints(networks.collect())
     }
 
+    /// Whether there is a record of a network, be it a bad one.
+    fn has_networks(&self) -> bool {
+        let is_network =
+            |whole: &Vec<u8>| matches!(self.native_key(whole), Ok(Key::Network(_))) || self.docker_key(whole).is_some();
+        self.networks.values().any(|state| state.record.is_some()) || self.bad.keys().any(is_network)
+    }
+
     fn is_as(&self, name: &Name, remembered: &Remembered) -> bool {
         let now = self.now(name);
         (now.endpoints, now.digest) == (remembered.endpoints, remembered.digest)
@@ -173,7 +181,7 @@ impl Store {
     /// An agent without memory finds these networks in the kernel, and a store that has neither networks nor an identity: they
     /// may be another store's.
     pub fn find_unlisted(&mut self, networks: impl IntoIterator<Item = Name>) {
-        if self.identity.is_some() || self.networks.values().any(|state| state.record.is_some()) {
+        if self.identity.is_some() || self.has_networks() {
             return;
         }
         let (since, reason) = (self.revision, HoldReason::Doubt(Doubt::Empty));
