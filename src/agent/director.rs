@@ -12,7 +12,7 @@ use tracing::{info, warn};
 use super::{
     Error,
     addressees::Addressees,
-    history::History,
+    history::{History, Past},
     keeper::Keeper,
     listening::Listening,
     mailbox::Mailbox,
@@ -30,7 +30,6 @@ use crate::{
     etcd::{Message, Relist},
     kernel,
     model::Name,
-    schema::Kv,
 };
 
 /// So many records that are left out are named in the log; the metrics count all.
@@ -117,9 +116,12 @@ impl Director {
     }
 
     /// Takes a message of the etcd edge about one layout.
-    pub(super) async fn take(&mut self, source: Source, message: Message) -> Result<(), Error> {
+    pub(super) fn take(&mut self, source: Source, message: Message) -> Result<(), Error> {
         match message {
             Message::Relist(reason) => {
+                if reason == Relist::Rollback {
+                    warn!(?source, "the store went back in time, or another one took its place");
+                }
                 self.pages.relist(reason.as_str());
                 if reason == Relist::Rollback {
                     self.store.went_back();
@@ -134,21 +136,15 @@ impl Director {
             Message::Snapshot { revision, cluster } => {
                 self.store.hear_from(cluster);
                 info!(?source, revision, "listed the store");
-                let mut updates = self.store.listed(source, revision);
-                // At the start what is bad may have been good: its last good version counts before anything is done.
+                let updates = self.store.listed(source, revision);
+                // At the start what is bad may have been good: until its past is known nothing of it is removed.
                 let bad = self.store.without_predecessor().filter(|_| !self.swept);
-                let bad = bad.map(|(key, since)| (key.to_vec(), since)).collect();
-                let store = &mut self.store;
-                let good = |earlier: &Kv| {
-                    for (name, update) in store.predecessor(earlier) {
-                        updates.entry(name).or_default().follow(update);
-                    }
-                    store.has_good_version(&earlier.key)
-                };
-                let lost = self.history.look_back(bad, good).await;
-                lost.iter().for_each(|key| self.store.history_lost(key));
+                let bad: Vec<(Vec<u8>, i64)> = bad.map(|(key, since)| (key.to_vec(), since)).collect();
+                bad.iter().for_each(|(key, _)| self.store.history_lost(key));
+                self.history.ask(bad);
                 self.dispatch(updates, self.shared.now());
                 self.sweep();
+                self.pages.listed(revision);
                 self.contact(source, revision);
                 self.pages.audited();
             }
@@ -179,6 +175,18 @@ impl Director {
         }
         self.say();
         Ok(())
+    }
+
+    /// Waits until something is known of the past of a bad record.
+    pub(super) async fn looked_back(&mut self) -> Past {
+        self.history.next().await
+    }
+
+    /// Takes what is known of the past of a bad record.
+    pub(super) fn found(&mut self, past: Past) {
+        let updates = self.history.take(&mut self.store, past);
+        self.dispatch(updates, self.shared.now());
+        self.say();
     }
 
     /// Says where the store-wide stage stands.

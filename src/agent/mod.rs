@@ -39,6 +39,7 @@ mod planning;
 mod pool;
 mod reading;
 mod recent;
+mod registration;
 mod rehearsal;
 mod settings;
 mod status;
@@ -49,7 +50,7 @@ use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use thiserror::Error;
 use tokio::{net::TcpListener, sync::mpsc};
-use tracing::{info, warn};
+use tracing::info;
 
 use self::{
     claim::Claim, director::Director, history::History, keeper::Keeper, lock::Lock, network::Shared, pages::AgentPages,
@@ -66,9 +67,7 @@ pub use self::{
 use crate::{
     desired::{Outside, Source, Store, StoreConfig},
     etcd::{self, Etcd},
-    http, kernel,
-    model::stable_hash,
-    retry::Retry,
+    http,
 };
 
 /// Messages of the store that wait for the director; a listing is one.
@@ -183,7 +182,7 @@ pub async fn run(settings: Settings, shutdown: impl Future<Output = ()>) -> Resu
 /// Registers the node, then follows the store.
 async fn follow(settings: &Settings, shared: Arc<Shared>, pages: Arc<AgentPages>) -> Result<(), Error> {
     let etcd = Etcd::new(settings.etcd());
-    let vtep = registered(settings, &etcd, &pages).await;
+    let registration::Found { vtep, unregistered } = registration::find(settings, &etcd, &pages).await;
     let mut underlay = Underlay::new(vtep)?;
     let mut store = Store::new(StoreConfig {
         prefix: settings.prefix.trim_end_matches('/').to_owned(),
@@ -194,6 +193,12 @@ async fn follow(settings: &Settings, shared: Arc<Shared>, pages: Arc<AgentPages>
         underlay_mtu: underlay.mtu(),
         max_removal: settings.max_removal,
     });
+    if unregistered {
+        store.suppose_vtep(vtep);
+    }
+    let (given, node) = (settings.vtep.is_some(), settings.node.clone());
+    let registering = registration::register(etcd.clone(), node, vtep, given);
+    let registering = unregistered.then(|| AbortOnDrop(tokio::spawn(registering)));
     let watch = |error| Error::System { what: "cannot watch the namespace directories", error };
     let Owner { run_dir, instance, .. } = &settings.owner;
     keeper::remembered(run_dir, instance).into_iter().for_each(|memory| store.remember(memory));
@@ -213,15 +218,16 @@ async fn follow(settings: &Settings, shared: Arc<Shared>, pages: Arc<AgentPages>
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     loop {
         tokio::select! {
-            message = native.recv() => director.take(Source::Native, message.ok_or(Error::Deaf("etcd"))?).await?,
+            message = native.recv() => director.take(Source::Native, message.ok_or(Error::Deaf("etcd"))?)?,
             // Closed from the start where Docker's layout is not read.
-            Some(message) = docker.recv() => director.take(Source::Docker, message).await?,
+            Some(message) = docker.recv() => director.take(Source::Docker, message)?,
+            past = director.looked_back() => director.found(past),
             seen = paths.recv() => director.tell(&seen.ok_or(Error::Deaf("the namespace directories"))?),
             changed = underlay.changed() => changed?,
             _ = tick.tick() => director.tick()?,
         }
         director.on_underlay(&mut underlay)?;
-        let _ = (&followed, &also_followed);
+        let _ = (&followed, &also_followed, &registering);
     }
 }
 
@@ -232,36 +238,4 @@ impl<T> Drop for AbortOnDrop<T> {
     fn drop(&mut self) {
         self.0.abort();
     }
-}
-
-/// The node's VTEP address, after making sure that the store has it. Goes on trying for as long as it takes.
-async fn registered(settings: &Settings, etcd: &Etcd, pages: &AgentPages) -> std::net::IpAddr {
-    let salt = stable_hash(settings.node.as_str().as_bytes());
-    let mut retry = Retry::new(Duration::from_millis(100), Duration::from_secs(10), salt);
-    loop {
-        match register(settings, etcd).await {
-            Ok(vtep) => {
-                info!(%vtep, "registered");
-                return vtep;
-            }
-            Err(error) => {
-                pages.turned();
-                let delay = retry.delay();
-                warn!(%error, ?delay, "cannot register this node; trying again");
-                tokio::time::sleep(delay).await;
-            }
-        }
-    }
-}
-
-async fn register(settings: &Settings, etcd: &Etcd) -> Result<std::net::IpAddr, Box<dyn std::error::Error>> {
-    if let Some(vtep) = settings.vtep {
-        return Ok(etcd.register_node(&settings.node, vtep, true).await?);
-    }
-    if let Some(node) = etcd.read_node(&settings.node).await? {
-        return Ok(node.vtep);
-    }
-    let remote = settings.etcd_address().await?;
-    let found = kernel::source_towards(remote)?;
-    Ok(etcd.register_node(&settings.node, found, false).await?)
 }

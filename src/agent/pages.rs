@@ -61,6 +61,11 @@ impl AgentPages {
         self.metrics().etcd_revision.set(revision.max(self.metrics().etcd_revision.get()));
     }
 
+    /// The store was listed as of this revision, which is lower than before where the store went back.
+    pub(super) fn listed(&self, revision: i64) {
+        self.metrics().etcd_revision.set(revision);
+    }
+
     /// etcd does not answer.
     pub(super) fn disconnected(&self) {
         self.metrics().etcd_connected.set(0);

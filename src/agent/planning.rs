@@ -13,11 +13,13 @@ use super::{
     Error, Settings,
     network::Shared,
     reading::{ReadStore, read_store},
+    registration,
     rehearsal::Rehearsal,
 };
 use crate::{
     desired::{Outside, StoreConfig, Update},
     engine::{Action, Blocked, Kind, Note, Op, Time, Turn, turn},
+    etcd::Etcd,
     kernel,
     model::{Mac, Name},
     schema::Key,
@@ -83,8 +85,8 @@ pub async fn read_for_plan(
     };
     let mut read = read_store(&etcd, config(settings.vtep)).await?;
     if read.store.vtep().is_none() {
-        let found = kernel::source_towards(settings.etcd_address().await?)?;
-        read = read_store(&etcd, config(Some(found))).await?;
+        let found = registration::look(settings, &Etcd::new(etcd.clone())).await?;
+        read = read_store(&etcd, config(Some(found.vtep))).await?;
     }
     let key = Key::Node(settings.node.clone()).under(&settings.prefix);
     let mut writes = writes.to_vec();

@@ -71,14 +71,17 @@ pub async fn read_store(etcd: &etcd::Config, config: StoreConfig) -> Result<Read
         revisions.extend(records.iter().map(|kv| (kv.key.clone(), (kv.create_revision, kv.mod_revision))));
         updates.extend(store.snapshot_of(source, revision, records));
     }
-    let bad = store.without_predecessor().map(|(key, since)| (key.to_vec(), since)).collect();
-    let good = |earlier: &Kv| {
-        for (name, update) in store.predecessor(earlier) {
+    let bad: Vec<(Vec<u8>, i64)> = store.without_predecessor().map(|(key, since)| (key.to_vec(), since)).collect();
+    // What is still not known in the end stays lost.
+    bad.iter().for_each(|(key, _)| store.history_lost(key));
+    let mut history = History::new(etcd);
+    history.ask(bad);
+    while history.is_busy() {
+        let past = history.next().await;
+        past.failed()?;
+        for (name, update) in history.take(&mut store, past) {
             updates.entry(name).or_default().follow(update);
         }
-        store.has_good_version(&earlier.key)
-    };
-    let lost = History::new(etcd).look_back(bad, good).await;
-    lost.iter().for_each(|key| store.history_lost(key));
+    }
     Ok(ReadStore { store, updates, revisions })
 }

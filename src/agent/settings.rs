@@ -1,5 +1,4 @@
 use std::{
-    io,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     time::{Duration, Instant},
@@ -113,22 +112,5 @@ impl Settings {
         let own = PathBuf::from(DEFAULT_NETNS_DIR);
         let roots = self.netns_roots.iter().filter(|root| **root != own).cloned();
         [own.clone()].into_iter().chain(roots).collect()
-    }
-
-    /// The address of the first member that has one.
-    pub(super) async fn etcd_address(&self) -> io::Result<IpAddr> {
-        let mut last = io::Error::new(io::ErrorKind::InvalidInput, "no etcd URL");
-        for url in &self.etcd {
-            let authority = url.split_once("://").map_or(url.as_str(), |(_, rest)| rest).trim_end_matches('/');
-            match tokio::net::lookup_host(authority).await {
-                Ok(mut found) => {
-                    if let Some(found) = found.next() {
-                        return Ok(found.ip());
-                    }
-                }
-                Err(error) => last = error,
-            }
-        }
-        Err(last)
     }
 }

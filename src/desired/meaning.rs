@@ -30,8 +30,15 @@ impl Store {
         if *node == self.config.node && self.config.vtep.is_some() {
             return self.config.vtep;
         }
-        let state = self.nodes.get(node).filter(|state| state.in_force)?;
-        state.record.as_ref().map(|held| held.value)
+        match self.nodes.get(node).and_then(|state| Some((state.record.as_ref()?, state.in_force))) {
+            Some((held, in_force)) => in_force.then_some(held.value),
+            None => self.supposed_vtep.filter(|_| *node == self.config.node),
+        }
+    }
+
+    /// This node's VTEP address is this one for as long as its record, which says so, was not written.
+    pub fn suppose_vtep(&mut self, vtep: IpAddr) {
+        self.supposed_vtep = Some(vtep);
     }
 
     /// This node's VTEP address, if it is in force.

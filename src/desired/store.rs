@@ -56,6 +56,8 @@ pub struct Store {
     /// The layouts of which a complete snapshot was heard.
     pub(super) listed: BTreeSet<Source>,
     pub(super) listings: BTreeMap<Source, Listing>,
+    /// This node's VTEP address while it has neither a configured one nor a record.
+    pub(super) supposed_vtep: Option<IpAddr>,
     /// This node's VTEP address as it was when endpoints were last told apart by it.
     pub(super) own_vtep: Option<IpAddr>,
     pub(super) networks: BTreeMap<Name, NetworkState>,
@@ -142,6 +144,7 @@ impl Store {
             newest: BTreeMap::new(),
             listed: BTreeSet::new(),
             listings: BTreeMap::new(),
+            supposed_vtep: None,
             own_vtep: config.vtep,
             config,
             networks: BTreeMap::new(),
@@ -237,7 +240,15 @@ impl Store {
         self.settle()
     }
 
-    /// The good version that a bad record may have had before it cannot be found: etcd's history does not reach back so far.
+    /// The whole past of a bad record is known, and had no good version.
+    pub fn history_read(&mut self, whole: &[u8]) {
+        if let Some(bad) = self.bad.get_mut(whole) {
+            bad.lost = false;
+        }
+    }
+
+    /// The good version that a bad record may have had before is not known: it was not read yet, or etcd's history does not
+    /// reach back so far.
     pub fn history_lost(&mut self, whole: &[u8]) {
         if let Some(bad) = self.bad.get_mut(whole) {
             self.lost += usize::from(!bad.lost);

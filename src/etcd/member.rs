@@ -195,7 +195,11 @@ impl Member {
         self.tokens.0.fetch_add(1, Ordering::AcqRel);
         let without = match answer {
             Ok(Ok(())) => false,
-            Ok(Err(error)) if error.to_string().contains("authentication is not enabled") => true,
+            Ok(Err(error)) if error.to_string().contains("authentication is not enabled") => {
+                // A token of before would be refused all the same.
+                let _ = client.update_user(None).await;
+                true
+            }
             Ok(Err(error)) => {
                 return Err(match Error::of(&self.place.url, &error) {
                     Error::Login(_) => Error::Login(format!(

@@ -33,6 +33,15 @@ impl Etcd {
         Ok(found.map(|kv| schema::node(&key, &kv.value)).transpose()?)
     }
 
+    /// The VTEP addresses of all nodes; of a record that is bad, none.
+    ///
+    /// # Errors
+    /// No answer, or not allowed.
+    pub async fn read_vteps(&self) -> Result<Vec<IpAddr>, Error> {
+        let answer = self.get(format!("{}/nodes/", self.prefix), GetOptions::new().with_prefix()).await?;
+        Ok(answer.kvs().iter().filter_map(|kv| schema::node(kv.key(), kv.value()).ok()).map(|node| node.vtep).collect())
+    }
+
     /// Makes sure that the node has a record, and says which VTEP stands in it. An address that was `given` is written over
     /// another one; an address that was only found does not replace what an operator wrote.
     ///
