@@ -69,6 +69,10 @@ test: deps ## Check the form, then run all tests in private namespaces
 	@$(PRIVATE) true || { echo "This user may make no private namespaces here: be root, or allow user namespaces." >&2; exit 1; }
 	$(PRIVATE) bash -euc 'ip link set lo up; exec $(CARGO) test --locked --offline --no-fail-fast'
 
+.PHONY: simulate
+simulate: deps ## Try many simulated schedules of store, sessions, hosts and kernels (SEEDS)
+	SEEDS=$(or $(SEEDS),5000) $(CARGO) test --locked --release --test sessions --test simulation -- --skip the_simulated_etcd
+
 .PHONY: fuzz
 fuzz: deps ## Try ten million mutated records on decoders and store (FUZZ_EXECUTIONS, FUZZ_SEED)
 	FUZZ_EXECUTIONS=$(or $(FUZZ_EXECUTIONS),10000000) $(CARGO) test --locked --release --test fuzz

@@ -10,7 +10,9 @@
 
 use std::{
     fs,
+    io::Write,
     path::PathBuf,
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -43,6 +45,7 @@ struct World {
 
 impl World {
     fn new(arguments: &[&str]) -> Self {
+        let _ = tracing_subscriber::fmt().with_test_writer().try_init();
         let etcd = Etcd::start_with(arguments);
         let file = std::env::temp_dir().join(format!("vtepd-password-{}-{}", std::process::id(), etcd.url().len()));
         let file = file.with_extension(etcd.url().rsplit(':').next().unwrap());
@@ -53,6 +56,19 @@ impl World {
     fn root(&self, arguments: &[&str]) -> String {
         let said = self.etcd.ctl(&[&ROOT, arguments].concat());
         said.unwrap_or_else(|| panic!("etcdctl {arguments:?} failed"))
+    }
+
+    fn password(&self, password: &str) {
+        let url = self.etcd.url();
+        let mut changing = Command::new("etcdctl")
+            .env("ETCDCTL_API", "3")
+            .args(["--endpoints", &url, "--user", "root:pw", "user", "passwd", "vtepd", "--interactive=false"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        changing.stdin.take().unwrap().write_all(format!("{password}\n").as_bytes()).unwrap();
+        assert!(changing.wait().unwrap().success());
     }
 
     fn enable(&self) {
@@ -119,6 +135,39 @@ impl Drop for World {
 }
 
 #[tokio::test]
+async fn authentication_is_rolled_out_and_taken_back_without_an_interruption() {
+    let mut world = World::new(&[]);
+    world.follow(Duration::from_millis(200));
+    world.snapshot().await;
+    world.enable();
+    sleep(Duration::from_secs(2)).await;
+    world.root(&["put", "/p/nodes/a", "with"]);
+    world.until("with").await;
+    let edge = Edge::connect(&world.config(Duration::from_secs(1))).await.unwrap();
+    edge.write_status(&"a".parse().unwrap(), "{}").await.unwrap();
+    world.root(&["auth", "disable"]);
+    sleep(Duration::from_secs(1)).await;
+    world.etcd.ctl(&["put", "/p/nodes/a", "without"]).unwrap();
+    world.until("without").await;
+    edge.write_status(&"a".parse().unwrap(), "{ }").await.unwrap();
+    assert_eq!((&*world.relists, &*world.said), (&[Relist::Start][..], &[][..]));
+}
+
+#[tokio::test]
+async fn a_password_that_changes_in_etcd_and_in_the_file_costs_no_listing() {
+    let mut world = World::new(&[]);
+    world.enable();
+    world.follow(Duration::from_millis(200));
+    world.snapshot().await;
+    world.password("second");
+    world.until_said("is wrong").await;
+    world.root(&["put", "/p/nodes/a", "missed"]);
+    fs::write(&world.file, "second\n").unwrap();
+    world.until("missed").await;
+    assert_eq!(world.relists, [Relist::Start]);
+}
+
+#[tokio::test]
 async fn tokens_that_live_shorter_than_a_heartbeat_or_end_with_etcd_are_renewed() {
     let mut world = World::new(&["--auth-token-ttl", "1"]);
     world.enable();
@@ -138,7 +187,7 @@ async fn tokens_that_live_shorter_than_a_heartbeat_or_end_with_etcd_are_renewed(
 }
 
 #[tokio::test]
-async fn a_right_that_is_taken_away_is_said_and_what_it_is_missed_comes_when_it_is_back() {
+async fn a_right_that_is_taken_away_is_said_and_what_was_missed_comes_when_it_is_back() {
     let mut world = World::new(&[]);
     world.enable();
     world.follow(Duration::from_millis(100));

@@ -360,7 +360,7 @@ impl World {
             }
             5 => {
                 self.note("the store is deleted whole".into());
-                self.etcd.delete_below("/p/");
+                self.etcd.delete_prefix("/p/");
             }
             _ => {}
         }

@@ -141,9 +141,7 @@ impl Error {
         let words = said.trim_start_matches("etcdserver: ").to_owned();
         let says = |part: &str| said.contains(part);
         match i32::from(status.code()) {
-            _ if says("invalid auth token") || says("user name is empty") || says("revision of auth store is old") => {
-                Self::Token
-            }
+            _ if is_about_token(said) => Self::Token,
             _ if says("authentication failed") => Self::Login("user or password is wrong".to_owned()),
             _ if says("required revision has been compacted") => Self::Compacted,
             _ if says("database space exceeded") => Self::NoSpace,
@@ -161,6 +159,11 @@ impl Error {
             _ => Self::Said(words),
         }
     }
+}
+
+/// Whether etcd's words ask for a token, or for another one.
+pub(super) fn is_about_token(said: &str) -> bool {
+    ["invalid auth token", "user name is empty", "revision of auth store is old"].iter().any(|part| said.contains(part))
 }
 
 // The codes of gRPC (google.rpc.Code).

@@ -66,7 +66,8 @@ async fn sessions(etcd: &Etcd, sender: &mpsc::Sender<Message>) {
             End::Lost(error) => {
                 warn!(%error, "lost this member of etcd");
                 etcd.leave(&member).await;
-                let leave_at_once = error.is_members();
+                // The next session logs in anew.
+                let leave_at_once = error.is_members() || error == Error::Token;
                 outage.error = Some(error.clone());
                 if !leave_at_once && outage.say(sender, &error).await.is_err() {
                     return;

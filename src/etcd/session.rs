@@ -15,7 +15,7 @@ use tracing::{info, warn};
 
 use super::{
     config::{Config, MAX_MESSAGE},
-    error::{Error, Fault},
+    error::{Error, Fault, is_about_token},
     list::{Listing, Page, ranges, record},
     member::Member,
     position::{Beat, Position},
@@ -394,6 +394,8 @@ impl Session<'_> {
         if response.canceled() {
             return Err(match response.cancel_reason() {
                 why if why.contains("permission denied") => End::Lost(Error::Denied),
+                // A watch keeps the token that it was opened with, and some servers look at that again.
+                why if is_about_token(why) => End::Lost(Error::Token),
                 why => End::Relist(Relist::WatchError, why.to_owned()),
             });
         }

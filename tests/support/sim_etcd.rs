@@ -13,9 +13,16 @@ pub struct SimEtcd {
     pub lost: usize,
     records: BTreeMap<String, Kv>,
     history: BTreeMap<i64, Vec<Change>>,
+    /// Every version of every key that is not compacted, by revision; `None` where the key was deleted.
+    versions: BTreeMap<String, BTreeMap<i64, Option<Kv>>>,
 }
 
 impl SimEtcd {
+    /// As a new etcd is, whose first write makes revision 2.
+    pub fn new() -> Self {
+        Self { revision: 1, ..Self::default() }
+    }
+
     pub fn put(&mut self, key: &str, value: &str) {
         self.transaction(&[(key.to_owned(), Some(value.to_owned()))]);
     }
@@ -54,6 +61,14 @@ impl SimEtcd {
         }
         if !events.is_empty() {
             self.revision = revision;
+            for event in &events {
+                let key = String::from_utf8_lossy(event.key()).into_owned();
+                let version = match event {
+                    Change::Put(kv) => Some(kv.clone()),
+                    Change::Delete { .. } => None,
+                };
+                self.versions.entry(key).or_default().insert(revision, version);
+            }
             self.history.insert(revision, events);
         }
     }
@@ -67,21 +82,40 @@ impl SimEtcd {
         }
     }
 
-    /// Deletes everything that begins so in one revision.
-    pub fn delete_below(&mut self, prefix: &str) {
-        let keys = self.records.keys().filter(|key| key.starts_with(prefix));
-        let deletes: Vec<_> = keys.map(|key| (key.clone(), None)).collect();
-        self.transaction(&deletes);
-    }
-
     /// An older store takes the place of this one. It has no history.
     pub fn restore(&mut self, older: &Self) {
         *self = Self { compacted: older.revision, history: BTreeMap::new(), lost: self.lost + 1, ..older.clone() };
     }
 
+    /// Deletes all keys that begin so, in one revision.
+    pub fn delete_prefix(&mut self, begins: &str) {
+        let keys = self.records.keys().filter(|key| key.starts_with(begins));
+        let writes: Vec<_> = keys.map(|key| (key.clone(), None)).collect();
+        self.transaction(&writes);
+    }
+
+    /// A key as of a revision: nothing where that is compacted, `None` inside where the key did not exist.
+    pub fn at(&self, key: &str, revision: i64) -> Option<Option<Kv>> {
+        // The revision that was compacted to is still there.
+        if revision < self.compacted {
+            return None;
+        }
+        let version = self.versions.get(key).and_then(|versions| versions.range(..=revision).next_back());
+        Some(version.and_then(|(_, kv)| kv.clone()))
+    }
+
     pub fn compact(&mut self) {
-        self.compacted = self.revision;
-        self.history.clear();
+        self.compact_to(self.revision);
+    }
+
+    /// Forgets what was before this revision.
+    pub fn compact_to(&mut self, revision: i64) {
+        self.compacted = revision;
+        self.history = self.history.split_off(&(revision + 1));
+        for versions in self.versions.values_mut() {
+            let kept = versions.range(..=revision).next_back().map_or(revision, |(last, _)| *last);
+            *versions = versions.split_off(&kept);
+        }
     }
 
     pub fn listing(&self) -> Vec<Kv> {

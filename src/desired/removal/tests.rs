@@ -97,7 +97,7 @@ impl Lab {
     }
 
     /// As `etcdctl del --prefix` does, in one revision.
-    fn delete_below(&mut self, prefix: &str) {
+    fn delete_prefix(&mut self, prefix: &str) {
         let keys: Vec<String> = self.kvs.keys().filter_map(|key| key.strip_prefix("/p/").map(str::to_owned)).collect();
         let keys: Vec<&str> = keys.iter().map(String::as_str).filter(|key| key.starts_with(prefix)).collect();
         self.delete(&keys);
@@ -227,7 +227,7 @@ fn a_store_that_is_deleted_whole_in_one_revision_takes_nothing_with_it() {
         let mut lab = Lab::usual();
         lab.put(&[("networks/v", r#"{"subnets":[{"cidr":"10.9.0.0/16","vni":300}]}"#)]);
         let before = lab.mirror.world.clone();
-        lab.delete_below(prefix);
+        lab.delete_prefix(prefix);
         assert_eq!(lab.mirror.world, before, "{prefix:?}");
         assert!(!lab.held().is_empty(), "{prefix:?}");
         lab.list();
@@ -259,7 +259,7 @@ fn the_identity_may_be_deleted_by_another_event_of_the_same_revision() {
 #[test]
 fn a_small_network_deleted_on_purpose_goes_at_once() {
     let mut lab = Lab::usual();
-    lab.delete_below("endpoints/w/");
+    lab.delete_prefix("endpoints/w/");
     lab.assert_as_recorded();
     let mut lab = Lab::usual();
     lab.delete(&["networks/w", "endpoints/w/n1/e", "endpoints/w/n2/e", "endpoints/w/n3/e"]);
@@ -304,7 +304,7 @@ fn a_revision_that_deletes_most_of_a_network_is_held_and_one_that_deletes_half_i
     lab.assert_as_recorded();
     // The network's own record is intent.
     let mut lab = large();
-    lab.delete_below("endpoints/w/");
+    lab.delete_prefix("endpoints/w/");
     assert_eq!(lab.endpoints("w"), 100);
     lab.delete(&["networks/w"]);
     assert_eq!(lab.endpoints("w"), 0);
@@ -402,7 +402,7 @@ fn an_approval_counts_over_a_restart_and_not_for_what_is_held_later() {
         lab.put(&[(&format!("endpoints/w/n{n}/e"), &endpoint(n, n))]);
     }
     lab.put(&[("networks/w", NETWORK), ("networks/v", r#"{"subnets":[{"cidr":"10.9.0.0/16","vni":300}]}"#)]);
-    lab.delete_below("n");
+    lab.delete_prefix("n");
     assert_eq!(lab.endpoints("w"), 3);
 }
 
@@ -494,7 +494,7 @@ impl Lab {
             Step::Backup => *backup = self.backup(),
             Step::Restore if backup.0 < self.store.revision() => self.restore(backup.clone()),
             Step::Wipe => self.wipe(),
-            Step::DeleteAll => self.delete_below(""),
+            Step::DeleteAll => self.delete_prefix(""),
             Step::Miss(at) => {
                 if let Some(key) = self.some_key(*at) {
                     self.commit(&[(&key, None)]);
