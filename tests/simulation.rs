@@ -17,7 +17,7 @@
 #[allow(unreachable_pub, reason = "a part of this test")]
 mod gateway;
 #[path = "support/sim_etcd.rs"]
-#[allow(unreachable_pub, reason = "shared by several tests")]
+#[allow(dead_code, unreachable_pub, reason = "shared by several tests")]
 mod sim_etcd;
 #[path = "support/sim_kernel/mod.rs"]
 #[allow(unreachable_pub, reason = "shared by several tests")]

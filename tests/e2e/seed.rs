@@ -107,6 +107,13 @@ fn an_endpoint_is_wired_when_its_namespace_appears_and_unwired_when_it_goes() {
             if links.lines().count() == 1 { Ok(()) } else { Err(LabError::not_so(links)) }
         });
     }
+    // What leads outside is taken down beside it, the guard of its port last.
+    until(&mut agents[0], "one port of the gateway bridge is left, and nothing to do", |agent| {
+        let ports = host.run(&words("ip -br link show type veth"))?;
+        let in_sync = agent.metrics()?.count("vtepd_in_sync", &[("network", "(host)")]);
+        let done = ports.lines().filter(|port| port.contains("vtepd")).count() <= 1 && in_sync == 1.0;
+        if done { Ok(()) } else { Err(LabError::not_so(ports)) }
+    });
     assert_eq!(count(&mut agents[0], "vtepd_drift_total", &[]), 0.0, "{}", agents[0].log_tail(60));
     restart_without_an_operation(agents, || started(&lab));
 }
