@@ -312,13 +312,15 @@ fn hostile_records_are_counted_and_named_and_touch_neither_the_host_nor_the_good
     assert_eq!(own(host), before);
 
     let good = |key: &str| GOOD.iter().any(|(good, _)| *good == key);
-    let keys = all.iter().map(|bad| bad.key.clone()).filter(|key| !good(key));
+    // To delete the store's identity along with other records is to delete the store: it is made good instead, afterwards.
+    let keys = all.iter().map(|bad| bad.key.clone()).filter(|key| !good(key) && key != "store");
     let keys =
         keys.chain(GREEDY.iter().map(|(key, _)| (*key).to_owned())).chain(blocked().into_iter().map(|(key, _)| key));
     let keys = keys.chain((0..huge).map(|n| format!("networks/huge{n}"))).chain(["nodes/no-text".to_owned()]);
     lab.etcd.transaction(&keys.map(|key| Write::Delete(format!("{PREFIX}{key}"))).collect::<Vec<_>>()).unwrap();
     let delete = format!("etcdctl --endpoints {} del -- \"$(printf '{PREFIX}nodes/\\377\\033')\"", lab.etcd.url());
     host.run(&["sh", "-c", &delete]).unwrap();
+    lab.etcd.put(&format!("{PREFIX}store"), r#"{"id":"6f1c2a0e-3b1d-4a52-9d0e-0d6f3c1b7a11"}"#).unwrap();
     wait_for_counts(&mut agent, &BTreeMap::new());
     assert_good(host, &mut agent);
     assert_eq!(own(host), before);
